@@ -1,0 +1,1 @@
+"""When, and in what order. No logic about data lives here: flows call tasks, never models."""

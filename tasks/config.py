@@ -1,0 +1,121 @@
+"""What a person may set: one frozen model a stage, with bounds and a line of help for each field.
+
+These models are the form in the Prefect dashboard. Places and credentials are not here on purpose: they come from
+the deployment's environment (tasks/run.py), so that nobody who may start a run can point it somewhere else.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class IngestConfig(_Settings):
+    model_config = ConfigDict(title="Events")
+
+    like_threshold: float | None = Field(
+        4.0,
+        title="Like threshold",
+        description="Ratings of at least this value are likes. None: the source has no ratings, every event is a like.",
+        ge=-1e6,
+        le=1e6,
+    )
+
+
+class GraphConfig(_Settings):
+    model_config = ConfigDict(title="Graph and split")
+
+    split: Literal["global_time", "per_user_time"] = Field(
+        "global_time",
+        description="global_time: one cut in time for everybody, as in production. "
+        "per_user_time: the last part of each user's likes, so that every user with a history is judged.",
+    )
+    validation_share: float = Field(
+        0.1, ge=0.01, le=0.4, description="Share of the likes that choose the number of epochs."
+    )
+    test_share: float = Field(0.1, ge=0.01, le=0.4, description="Share of the likes that judge the fit, read once.")
+
+
+class TrainConfig(_Settings):
+    model_config = ConfigDict(title="Training")
+
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Training processes on this machine. None: one for each GPU, or one where there is none.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPUs where there are any, else the CPU."
+    )
+    width: int = Field(64, ge=8, le=1024, description="Numbers in each user's and each item's embedding.")
+    layers: int = Field(2, ge=0, le=6, description="Propagation steps over the graph; the embedding is their mean.")
+    temperature: float = Field(0.1, ge=0.01, le=1.0, description="Scores are cosine / temperature before the softmax.")
+    popularity_bias: float = Field(
+        0.9, ge=0.0, le=2.0, description="Weight of the item's log popularity in the score; 0 turns it off."
+    )
+    negatives: int = Field(2048, ge=1, le=65536, description="Items drawn as negatives in each step, shared by all.")
+    batches_per_epoch: int = Field(
+        8, ge=1, le=10_000, description="Steps in one pass over the users; each step propagates once."
+    )
+    max_epochs: int = Field(40, ge=1, le=1000, description="Passes at most; validation recall chooses how many.")
+    patience: int = Field(3, ge=1, le=100, description="Validations without a new best recall before training stops.")
+    validate_every: int = Field(2, ge=1, le=100, description="Epochs between two validations.")
+    learning_rate: float = Field(0.01, gt=0.0, le=1.0, description="Adam's step size at the start; it falls to zero.")
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Pull of all embeddings towards zero.")
+    seed: int = Field(2020, ge=0, le=2**31 - 1, description="The same seed and inputs give the same bytes on a CPU.")
+    silence_s: int = Field(60, ge=5, le=3600, description="A rank silent for so many seconds is taken for dead.")
+    relaunches: int = Field(1, ge=0, le=3, description="Fresh starts after a lost rank before the night gives up.")
+
+
+class EvaluateConfig(_Settings):
+    model_config = ConfigDict(title="Evaluation")
+
+    k: int = Field(20, ge=1, le=1000, description="Recall@k and NDCG@k.")
+    resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples of the users for 95 % intervals.")
+    knn_neighbours: int = Field(200, ge=1, le=5000, description="Neighbours an item keeps in the item-kNN rival.")
+    knn_shrink: float = Field(10.0, ge=0.0, le=1e4, description="Shrinks similarities that rest on few users.")
+
+
+class RecommendConfig(_Settings):
+    model_config = ConfigDict(title="Recommendations")
+
+    k: int = Field(20, ge=1, le=1000, description="Items for every user.")
+    block_mib: int = Field(256, ge=8, le=65536, description="Memory for one block of scores, in MiB.")
+    users_per_part: int = Field(50_000, ge=100, le=10_000_000, description="Users in one Parquet file.")
+
+
+class GateConfig(_Settings):
+    model_config = ConfigDict(title="Gate")
+
+    metric: Literal["recall", "ndcg"] = Field(
+        "recall", description="A fit whose test value is below popularity's beyond noise is refused."
+    )
+    override: Literal["none", "popularity"] = Field(
+        "none", description="Publish although the popularity gate refuses. The list checks cannot be overridden."
+    )
+    override_reason: str = Field(
+        "", max_length=500, description="Who overrides, and why. Needed with an override; stands in the manifest."
+    )
+
+    @model_validator(mode="after")
+    def _an_override_has_a_reason(self) -> "GateConfig":
+        if self.override != "none" and len(self.override_reason.strip()) < 5:
+            raise ValueError("gate.override needs gate.override_reason: who overrides, and why")
+        return self
+
+
+class NightlyConfig(_Settings):
+    """Everything a person may set about a night."""
+
+    model_config = ConfigDict(title="Nightgraph")
+
+    ingest: IngestConfig = Field(IngestConfig(), description="Which events are likes.")
+    graph: GraphConfig = Field(GraphConfig(), description="How the likes are split in time.")
+    train: TrainConfig = Field(TrainConfig(), description="LightGCN and how it is trained.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="How the judged fit is measured.")
+    recommend: RecommendConfig = Field(RecommendConfig(), description="What everybody gets.")
+    gate: GateConfig = Field(GateConfig(), description="What keeps a bad night from going live.")

@@ -1,0 +1,173 @@
+"""What stages hand to each other: small frozen Refs (paths, counts, fingerprints), never frames or tensors.
+
+A path in a Ref points into the run's work folder on this machine. A fingerprint is the SHA-256 of what the path
+holds; a stage's key is made of the fingerprints that go into it (tasks/run.py).
+"""
+
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from tasks.config import NightlyConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One night: which date, from which pinned inputs, by which settings and code."""
+
+    store_uri: str
+    as_of: date  # the first day whose events are not used; also the date of the publication
+    run_key: str  # SHA-256 of date, inputs, config and code: the same key means the same result
+    input_fingerprint: str  # SHA-256 of the pinned listing (key, size, ETag)
+    code_version: str
+    config: NightlyConfig
+    force: bool
+    work_folder: str  # everything this night writes before it publishes
+    inputs_path: str  # JSON: the pinned listing
+    num_files: int
+    num_input_bytes: int
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One row for every valid (user, item) pair: its latest event.
+
+    `seen_path` is Parquet with user_id, item_id (as they came), timestamp_us (int64, microseconds since 1970 UTC)
+    and liked (bool), sorted by user_id, item_id.
+    """
+
+    seen_path: str
+    quarantine_path: str  # Parquet: the refused rows as they came, with the name of the rule
+    fingerprint: str
+    rows_in: int
+    kept: int  # likes
+    below_threshold: int  # valid, seen, not liked
+    duplicate: int  # older events of a pair
+    quarantined: dict[str, int]  # rule -> rows
+    num_users: int
+    num_items: int
+    first_event_at: datetime
+    last_event_at: datetime
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The split likes as arrays in `folder` (tasks/graph/edges.py lists them), all sorted, row r = r-th smallest id."""
+
+    folder: str
+    fingerprint: str
+    split: str
+    num_users: int
+    num_items: int
+    num_likes: int
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_validation_users: int
+    num_test_users: int
+    num_test_users_with_history: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Two fits of the same recipe. `judged` has not seen validation or test; `served` has seen everything."""
+
+    folder: str
+    judged_path: str  # safetensors: user_UD, item_ID; the inner product is the score
+    served_path: str
+    fingerprint: str
+    epochs: int  # chosen on validation by the judged fit, used by the served one
+    best_validation_recall: float
+    seconds_judged: float
+    seconds_served: float
+    ranks: int
+    device: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over users with the 95 % interval of a bootstrap over users."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """One model on one part of the split: all its users, the full catalogue, items seen before left out."""
+
+    model: str  # lightgcn, popularity, item_knn
+    part: str  # validation, test
+    num_users: int
+    recall: Measured
+    ndcg: Measured
+    coverage: float  # share of the catalogue that stands in at least one list
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    fingerprint: str
+    k: int
+    scores: tuple[ModelScore, ...]
+    over_popularity: dict[str, Measured]  # metric -> paired difference on test, lightgcn minus popularity
+    recall_by_history: dict[str, dict[str, float]]  # model -> {with_history, without_history} on test
+    users_by_history: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One finished Parquet file of recommendations on local disk; users of part n sort before those of part n+1."""
+
+    path: str
+    rows: int
+    users: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    folder: str
+    parts: tuple[Part, ...]
+    fingerprint: str
+    k: int
+    users: int
+    rows: int
+    rows_by_tier: dict[str, int]
+    users_without_a_trained_row: int
+    short_lists: int  # users whose allowed catalogue is smaller than k
+    catalogue: int
+
+
+@dataclass(frozen=True)
+class Check:
+    gate: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    checks: tuple[Check, ...]
+    overridden: str = ""  # the gate that was overridden, if any
+    override_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the night's recommendations are, whoever published them."""
+
+    as_of: date
+    version: int
+    attempt: str
+    run_key: str
+    already: bool  # True: this night changed nothing, the same run key had been published before
+    commit_uri: str
+    latest_uri: str
+    files: tuple[str, ...]  # complete URIs
+    rows: int
+    users: int
+    is_latest: bool  # False: a newer date or version is live (a backfill)
+    metrics: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,135 @@
+"""Every error a night can end in, by name. The name decides the reaction, and the README lists what to do.
+
+A message says what was found, how much of it, what it means and what to do. No message carries a secret or a
+user's id. `worth_a_retry` is true only where doing the same thing again can end differently.
+"""
+
+
+class NightError(Exception):
+    """A night that ended for a known reason. The live recommendations are untouched."""
+
+    worth_a_retry = False
+
+
+class RunConfigError(NightError):
+    """A setting or a place that no night can run with."""
+
+
+class NightInProgress(NightError):
+    """Another process on this machine is working on the same date of the same store."""
+
+
+# ---- the store
+
+
+class StoreUnavailable(NightError):
+    """The store does not answer, or not reliably enough."""
+
+    worth_a_retry = True
+
+
+class StoreNotFound(NightError):
+    """The bucket or folder that should hold everything does not exist."""
+
+
+class StoreDenied(NightError):
+    """The store answers, and refuses these credentials."""
+
+
+class StoreUnsafe(NightError):
+    """The store accepts conditional writes and ignores the conditions: two nights could overwrite each other."""
+
+
+class ObjectNotFound(NightError):
+    """A key that should exist does not."""
+
+
+class ObjectExists(NightError):
+    """A create-only write found something under its key. Read it before you conclude that you lost."""
+
+
+class ObjectChanged(NightError):
+    """A compare-and-swap found another version than the one it read. Read again."""
+
+
+# ---- what comes in
+
+
+class InputMissing(NightError):
+    """There are no event files, or no events in them."""
+
+
+class InputCorrupt(NightError):
+    """A file that cannot be read as Parquet."""
+
+
+class InputUnstable(NightError):
+    """A file changed or vanished while the night was reading it."""
+
+    worth_a_retry = True
+
+
+class SchemaDrift(NightError):
+    """A column is missing, or has a type that cannot be read as what it should be."""
+
+
+class NothingLiked(NightError):
+    """There are valid events, and not one of them counts as a like."""
+
+
+class GraphTooSmall(NightError):
+    """Too few users or items for a recommendation to mean anything."""
+
+
+class CountsDisagree(NightError):
+    """Rows went missing or appeared between two counts: a bug here, never a property of the data."""
+
+
+class LeakDetected(NightError):
+    """A training event is later than the events it would be judged on."""
+
+
+# ---- training
+
+
+class DeviceUnavailable(NightError):
+    """A GPU was asked for where none is."""
+
+
+class TrainingDiverged(NightError):
+    """The loss stopped being a number."""
+
+
+class TrainingLost(NightError):
+    """A rank died or fell silent, more often than we relaunch."""
+
+    worth_a_retry = True
+
+
+# ---- judging and publishing
+
+
+class GateRefused(NightError):
+    """The night is not good enough to go live."""
+
+
+class UploadCorrupt(NightError):
+    """What the store returns is not what was written."""
+
+
+class PublishConflict(NightError):
+    """Another night committed this version of this date first, from other inputs."""
+
+
+class PublishUnresolved(NightError):
+    """The commit's outcome could not be read before the deadline. Nothing was deleted."""
+
+    worth_a_retry = True
+
+
+class ManifestInvalid(NightError):
+    """LATEST.json or a commit cannot be read as a manifest of a format known here."""
+
+
+class DiskFull(NightError):
+    """The work folder's disk cannot hold what the night needs."""

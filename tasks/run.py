@@ -1,0 +1,246 @@
+"""A night's identity and its work folder: which date, which key, where each stage's result lives, what is reused.
+
+    work folder/<store>/<date>/lock                  held for as long as a night works on this date
+    work folder/<store>/<date>/<stage>-<key>/...     what the stage wrote
+    work folder/<store>/<date>/<stage>-<key>/.stage.json   written last: the stage is finished
+
+The key is a hash of the fingerprints that go into the stage, of its settings and of the code, so a bug fix is never
+answered from yesterday's result. A finished stage whose files are gone or damaged is computed again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+from pydantic import BaseModel, TypeAdapter
+
+from tasks.contracts import Run
+from tasks.errors import DiskFull, NightInProgress
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+STORE_VARIABLE = "NIGHTGRAPH_STORE"
+WORK_VARIABLE = "NIGHTGRAPH_WORK"
+UNFINISHED_NIGHTS_KEPT = 2
+
+log = logging.getLogger("nightgraph.run")
+RefT = TypeVar("RefT")
+
+
+# ---- identity
+
+
+def decide_date(*, as_of: date | None, scheduled_on: date | None, last_event_at: datetime) -> date:
+    """The parameter, else the day of the scheduled start (UTC), else the day after the last event. Never now()."""
+    return as_of or scheduled_on or last_event_at.date() + timedelta(days=1)
+
+
+def code_version(root: Path = PROJECT_ROOT) -> str:
+    """SHA-256 of every source file and the lock, so that an uncommitted change counts as another version too."""
+    digest = hashlib.sha256()
+    sources = sorted(path for room in ("flows", "models", "tasks") for path in (root / room).rglob("*.py"))
+    for path in [*sources, root / "constraints.txt"]:
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def fingerprint_of(*parts: object) -> str:
+    """SHA-256 of the parts' JSON. Dates, settings and Refs are allowed; floats print as they are."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value)
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ---- the work folder
+
+
+def work_folder(work_root: str, store_uri: str, as_of: date) -> Path:
+    """One folder a store and date. The store's name is hashed: it may hold characters no file name can."""
+    store = hashlib.sha256(store_uri.encode()).hexdigest()[:12]
+    return Path(work_root).resolve() / store / as_of.isoformat()
+
+
+@contextmanager
+def hold_work_folder(run: Run) -> Iterator[None]:
+    """Keep other nights of this date off this machine's work folder; the lock ends with the process, however it ends.
+
+    Raises NightInProgress. On another machine a second night may run: the commit log decides between the two.
+    """
+    folder = Path(run.work_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NightInProgress(
+                f"another process on this machine is working on {run.as_of} of this store (lock {folder / 'lock'}). "
+                "Nothing was started. Wait for it, or cancel it, then run again."
+            ) from None
+        _drop_old_unfinished_nights(folder)
+        yield
+
+
+def clear_work_folder(run: Run) -> None:
+    """After a success: the store holds what counts, so every stage's scratch goes. The lock file stays, it is empty."""
+    for path in Path(run.work_folder).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _drop_old_unfinished_nights(current: Path) -> None:
+    """Keep the newest few nights that failed, for their rerun; scratch space is bounded by their number."""
+    others = sorted((p for p in current.parent.iterdir() if p.is_dir() and p != current), reverse=True)
+    stale = [p for p in others if any(child.is_dir() for child in p.iterdir())][UNFINISHED_NIGHTS_KEPT:]
+    for folder in stale:
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # that night is running
+            log.info("dropping the scratch of the unfinished night %s", folder.name)
+            shutil.rmtree(folder)
+
+
+# ---- stages
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage took. Kept beside its Ref, not in it: the same night has the same Refs, never the same seconds."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int  # of this process and all its children together
+    reused: bool
+
+
+def finish_stage(
+    run: Run, stage: str, ref_type: type[RefT], compute: Callable[[Path], RefT], *, inputs: tuple[object, ...]
+) -> RefT:
+    """The stage's Ref: read if the stage had finished with these inputs and this code, computed otherwise.
+
+    `compute` gets an empty folder to write in and returns the Ref. Raises DiskFull when the disk is; whatever else
+    it raises passes through, and the stage stays unfinished.
+    """
+    key = fingerprint_of(stage, run.as_of, run.code_version, *inputs)[:16]
+    folder = Path(run.work_folder) / f"{stage}-{key}"
+    if (finished := _read_finished(folder, ref_type)) is not None:
+        ref, cost = finished
+        log.info("%s: finished earlier, reused", stage)
+        _write_cost(run, StageCost(stage, cost.seconds, cost.peak_bytes, reused=True))
+        return ref
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with PeakMemory() as memory:
+            started = time.perf_counter()
+            ref = compute(folder)
+            seconds = time.perf_counter() - started
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFull(
+            f"the disk of {run.work_folder} filled up during {stage}. The live recommendations are untouched. "
+            f"Free space there, or set {WORK_VARIABLE} to a larger disk, and run again: finished stages are kept."
+        ) from error
+    cost = StageCost(stage, seconds, memory.peak_bytes, reused=False)
+    _mark_finished(folder, ref_type, ref, cost)
+    _write_cost(run, cost)
+    return ref
+
+
+def stage_costs(run: Run) -> list[StageCost]:
+    """What each stage of this night took so far, in the order they ran."""
+    path = Path(run.work_folder) / "costs" / f"{run.run_key[:16]}.jsonl"
+    return [StageCost(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write_cost(run: Run, cost: StageCost) -> None:
+    path = Path(run.work_folder) / "costs" / f"{run.run_key[:16]}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    others = [c for c in stage_costs(run) if c.stage != cost.stage]
+    path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in [*others, cost]))
+
+
+def _mark_finished(folder: Path, ref_type: type[RefT], ref: RefT, cost: StageCost) -> None:
+    files = {
+        str(path.relative_to(folder)): [path.stat().st_size, file_sha256(path)]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    marker = {
+        "ref": TypeAdapter(ref_type).dump_python(ref, mode="json"),
+        "files": files,
+        "cost": asdict(cost),
+    }
+    unfinished = folder / ".stage.json.tmp"
+    with open(unfinished, "w") as stream:
+        json.dump(marker, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(unfinished, folder / ".stage.json")
+
+
+def _read_finished(folder: Path, ref_type: type[RefT]) -> tuple[RefT, StageCost] | None:
+    """None where the stage did not finish, or where a file it wrote is gone or has other bytes."""
+    try:
+        marker = json.loads((folder / ".stage.json").read_text())
+        for name, (size, sha256) in marker["files"].items():
+            if (folder / name).stat().st_size != size or file_sha256(folder / name) != sha256:
+                log.warning("%s: %s has other bytes than it was written with, computing again", folder.name, name)
+                return None
+        return TypeAdapter(ref_type).validate_python(marker["ref"]), StageCost(**marker["cost"])
+    except FileNotFoundError:
+        return None
+
+
+class PeakMemory:
+    """Peak resident bytes of this process and its children, sampled: a child's short spike can be missed."""
+
+    def __init__(self, every_s: float = 0.1) -> None:
+        self.peak_bytes = 0
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+            if self._stop.wait(self._every_s):
+                return
