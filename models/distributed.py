@@ -1,0 +1,88 @@
+"""The only file that knows ranks: who I am, how gradients meet, who decides, and that no rank outlives its parent."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+PR_SET_PDEATHSIG = 1
+PARENT_PID_VARIABLE = "NIGHTGRAPH_PARENT_PID"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world` equal ones. One process needs no group and makes no connection."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over ranks, starting from the first rank's parameters."""
+        if self.world == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def first_decides(self, value: float) -> float:
+        """The first rank's value, for everybody: two ranks that stop at different steps wait for ever."""
+        if self.world == 1:
+            return value
+        answer = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(answer, src=0)
+        return float(answer.item())
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+
+@contextmanager
+def join_ranks(device: str, *, timeout_s: int) -> Iterator[Ranks]:
+    """Join the group that torchrun's environment describes: nccl between GPUs, gloo between CPUs."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    place = torch.device("cpu")
+    if device == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    if world == 1:
+        yield Ranks(rank, world, place)
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield Ranks(rank, world, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is gone, however it went (Linux).
+
+    The starter leaves its process id in NIGHTGRAPH_PARENT_PID, or a parent that died before this call goes unnoticed.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != int(os.environ.get(PARENT_PID_VARIABLE, os.getppid())):
+        sys.exit("the process that started this one is gone")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model

@@ -1,0 +1,28 @@
+"""From what the business calls a user or an item to a row number, and back.
+
+Row r is the r-th smallest id, so the same events give the same rows whatever their order. Strings sort by bytes.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+
+def number_ids(seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """The pairs with user_index and item_index (int32) in place of the ids, in the same order; and the ids by row."""
+    user_ids, item_ids = (seen[name].unique().sort() for name in ("user_id", "item_id"))
+    pairs = seen
+    for name, ids in (("user", user_ids), ("item", item_ids)):
+        rows = pl.DataFrame({f"{name}_id": ids}).with_row_index(f"{name}_index").cast({f"{name}_index": pl.Int32})
+        pairs = pairs.join(rows, on=f"{name}_id", how="left", maintain_order="left")
+    return pairs.drop("user_id", "item_id"), user_ids, item_ids
+
+
+def save_ids(folder: Path, user_ids: pl.Series, item_ids: pl.Series) -> None:
+    for ids in (user_ids, item_ids):
+        pl.DataFrame({ids.name: ids}).write_parquet(folder / f"{ids.name}s.parquet", compression="zstd")
+
+
+def load_ids(folder: str | Path) -> tuple[pl.Series, pl.Series]:
+    """(user ids, item ids), each by row."""
+    return tuple(pl.read_parquet(Path(folder) / f"{name}s.parquet")[name] for name in ("user_id", "item_id"))  # type: ignore[return-value]

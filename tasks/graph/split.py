@@ -1,0 +1,103 @@
+"""Which likes train, which choose the epochs, which judge. By time: nothing is learned from what came later.
+
+Two settings. `global_time`: one moment for everybody, as in production, where tomorrow is unknown for all users at
+once. `per_user_time`: the last part of each user's likes; every user with three likes or more is judged.
+"""
+
+import polars as pl
+
+from tasks.errors import GraphTooSmall, LeakDetected
+
+
+def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, test_share: float) -> pl.DataFrame:
+    """Adds to (user_index, item_index, timestamp_us, liked), in the same order:
+
+    part                     train, validation or test for a like; null for a pair that is only seen
+    seen_before_validation   the user had met the item before their validation likes begin
+    seen_before_test         the same for test
+    """
+    by = _parts_by_global_time if split == "global_time" else _parts_by_user_time
+    parted = by(pairs, validation_share, test_share)
+    _refuse_a_leak(parted, split)
+    if parted.filter(pl.col("part") == "train").is_empty():
+        raise GraphTooSmall(
+            f"the {split} split leaves none of {pairs['liked'].sum():,} likes to train on: too few different times. "
+            "Nothing was published. Use graph.split='per_user_time', smaller shares, or more days of events."
+        )
+    return parted
+
+
+def _parts_by_global_time(pairs: pl.DataFrame, validation_share: float, test_share: float) -> pl.DataFrame:
+    times = pairs.filter("liked")["timestamp_us"].sort()
+    validation_from = times[int(len(times) * (1 - validation_share - test_share))]
+    test_from = times[min(len(times) - 1, int(len(times) * (1 - test_share)))]
+    time = pl.col("timestamp_us")
+    # Events of one instant stay together, so a part can be a little smaller than its share.
+    part = (
+        pl.when(time >= test_from)
+        .then(pl.lit("test"))
+        .when(time >= validation_from)
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("train"))
+    )
+    return pairs.with_columns(
+        part=pl.when("liked").then(part),
+        seen_before_validation=time < validation_from,
+        seen_before_test=time < test_from,
+    )
+
+
+def _parts_by_user_time(pairs: pl.DataFrame, validation_share: float, test_share: float) -> pl.DataFrame:
+    """The order within a user is (time, item row): MovieLens has many likes in one second.
+
+    A user with n >= 3 likes gives max(1, floor(n x share)) of them to test and to validation, others train only.
+    """
+    order = pl.struct("timestamp_us", "item_index").rank("ordinal").over("user_index").cast(pl.Int64)
+    count = pl.len().over("user_index").cast(pl.Int64)
+
+    def share_of(share: float) -> pl.Expr:
+        return pl.when(count >= 3).then((count * share).floor().cast(pl.Int64).clip(lower_bound=1)).otherwise(0)
+
+    test_from = count - share_of(test_share)
+    validation_from = test_from - share_of(validation_share)
+    part = (
+        pl.when(order > test_from)
+        .then(pl.lit("test"))
+        .when(order > validation_from)
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("train"))
+    )
+    likes = pairs.filter("liked").with_columns(part=part).select("user_index", "item_index", "part")
+    parted = pairs.join(likes, on=["user_index", "item_index"], how="left", maintain_order="left")
+
+    def begins(name: str) -> pl.Expr:
+        return pl.col("timestamp_us").filter(pl.col("part") == name).min().over("user_index")
+
+    def seen_before(name: str, parts: list[str]) -> pl.Expr:
+        earlier = pl.col("timestamp_us") < begins(name)
+        return pl.when("liked").then(pl.col("part").is_in(parts)).otherwise(earlier.fill_null(True))
+
+    return parted.with_columns(
+        seen_before_validation=seen_before("validation", ["train"]),
+        seen_before_test=seen_before("test", ["train", "validation"]),
+    )
+
+
+def _refuse_a_leak(parted: pl.DataFrame, split: str) -> None:
+    """The last training like must not be later than the first one it is judged on: of anybody, or of the same user."""
+    groups = [] if split == "global_time" else ["user_index"]
+    time = pl.col("timestamp_us")
+    spans = parted.group_by(groups or pl.lit(0).alias("all")).agg(
+        *[time.filter(pl.col("part") == part).max().alias(f"{part}_last") for part in ("train", "validation")],
+        *[time.filter(pl.col("part") == part).min().alias(f"{part}_first") for part in ("validation", "test")],
+    )
+    leaks = spans.filter(
+        (pl.col("train_last") > pl.col("validation_first")).fill_null(False)
+        | (pl.col("train_last") > pl.col("test_first")).fill_null(False)
+        | (pl.col("validation_last") > pl.col("test_first")).fill_null(False)
+    )
+    if not leaks.is_empty():
+        raise LeakDetected(
+            f"{len(leaks):,} groups of the {split} split train on likes later than those they are judged on. "
+            "This is a fault in the split, not in your data; nothing was published. Please report it."
+        )
