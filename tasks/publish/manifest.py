@@ -1,0 +1,126 @@
+"""What one publication says about itself: the commit, and LATEST.json, which is a copy of one.
+
+    recs/dt=DATE/run=ATTEMPT/part-00000.parquet    the rows; write-once, and nothing but .parquet below recs/
+    _meta/commits/DATE/v00000001.json              the commit; write-once, never deleted
+    _meta/LATEST.json                              a copy of the newest commit, what readers open first
+
+No user's or item's id stands in a key or in a manifest.
+"""
+
+import json
+from datetime import date, datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import ManifestInvalid
+
+FORMAT = 1  # of the manifest; a field that old readers may overlook does not raise it
+OUTPUT_FORMAT = 1  # of the rows
+LATEST_KEY = "_meta/LATEST.json"
+
+
+def commits_folder(as_of: date) -> str:
+    return f"_meta/commits/{as_of.isoformat()}"
+
+
+def commit_key(as_of: date, version: int) -> str:
+    return f"{commits_folder(as_of)}/v{version:08d}.json"
+
+
+def part_key(as_of: date, attempt: str, number: int) -> str:
+    return f"recs/dt={as_of.isoformat()}/run={attempt}/part-{number:05d}.parquet"
+
+
+class _Written(BaseModel):
+    # Unknown fields are overlooked and kept: a copy made by older code loses nothing.
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class InputSummary(_Written):
+    fingerprint: str
+    files: int
+    bytes: int
+
+
+class CheckResult(_Written):
+    gate: str
+    passed: bool
+    detail: str
+
+
+class VerdictSummary(_Written):
+    checks: tuple[CheckResult, ...]
+    overridden: str
+    reason: str
+
+
+class Column(_Written):
+    name: str
+    type: str
+
+
+class PublishedPart(_Written):
+    key: str
+    bytes: int
+    sha256: str
+    rows: int
+    users: int
+
+
+class Manifest(_Written):
+    format: int
+    output_format: int
+    as_of: date
+    version: int
+    base_version: int  # the version of this date that stood when the night looked; 0: none
+    attempt: str
+    run_key: str  # equal keys: the same date, inputs, settings and code
+    reason: str
+    created_at: datetime
+    store: str
+    input: InputSummary
+    code_version: str
+    config: dict[str, object]
+    metrics: dict[str, float]  # a measure over nobody is left out
+    verdict: VerdictSummary
+    model_sha256: str
+    output_schema: tuple[Column, ...]
+    rows: int
+    users: int
+    k: int
+    rows_by_tier: dict[str, int]
+    files: tuple[str, ...]  # complete URIs, for readers
+    parts: tuple[PublishedPart, ...]
+
+    def to_json(self) -> bytes:
+        content = json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        return content.encode() + b"\n"
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Raises ManifestInvalid naming `place`: damaged, or of a format that this code does not know."""
+    try:
+        fields = json.loads(content)
+    except ValueError as error:  # not JSON, not even UTF-8
+        raise damaged(place, "it is no JSON") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+        raise damaged(place, "it has no format number")
+    if fields["format"] != FORMAT:
+        raise ManifestInvalid(
+            f"{place} has manifest format {fields['format']}, and this code knows format {FORMAT} only. Nothing was "
+            "changed. A newer version of Nightgraph has published here: use that version."
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        where = sorted({".".join(str(step) for step in one["loc"][:2]) for one in error.errors()})
+        raise damaged(place, f"{len(where)} fields are missing or wrong, the first is {where[0]}") from error
+
+
+def damaged(place: str, what: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        f"{place} is damaged: {what}. Nothing was changed, and nothing will be written over it. "
+        "Look who wrote there. LATEST.json is a copy of the newest file below _meta/commits/: copy that file back."
+    )

@@ -1,0 +1,187 @@
+"""Publish one night: upload, read back, commit, move LATEST.json. Readers see all of it or nothing."""
+
+import logging
+import math
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
+from tasks.errors import CountsDisagree, GateRefused, ObjectExists
+from tasks.publish.commit_log import advance_latest, commit, find_commit
+from tasks.publish.manifest import (
+    FORMAT,
+    LATEST_KEY,
+    OUTPUT_FORMAT,
+    CheckResult,
+    Column,
+    InputSummary,
+    Manifest,
+    PublishedPart,
+    VerdictSummary,
+    commit_key,
+    part_key,
+)
+from tasks.publish.reader import verify_part
+from tasks.store import Store
+
+log = logging.getLogger("nightgraph.publish")
+
+# Output format 1. An id has the type it came with.
+ID_TYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string"}
+COLUMN_TYPES = {"user_id": ID_TYPES, "rank": {"int32"}, "item_id": ID_TYPES, "score": {"float32"}, "tier": {"string"}}
+ARROW_NAMES = {"large_string": "string", "string_view": "string", "float": "float32", "double": "float64"}
+
+
+def find_published(store: Store, run: Run) -> Published | None:
+    """This very night, if it is the newest of its date; also ends what a night that died after its commit began."""
+    standing = find_commit(store, run.as_of)
+    return _published(store, standing, already=True) if standing and _is_this_night(standing, run) else None
+
+
+def publish_night(
+    store: Store,
+    run: Run,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    recommendations: Recommendations,
+    verdict: Verdict,
+    *,
+    now: datetime,
+    attempt: str,
+) -> Published:
+    """Raises GateRefused, CountsDisagree, UploadCorrupt, PublishConflict, PublishUnresolved and the Store* errors.
+
+    `attempt` must never have been used. A refused or failed attempt leaves files that no manifest names.
+    """
+    if not verdict.passed:
+        failed = "; ".join(f"{check.gate}: {check.detail}" for check in verdict.checks if not check.passed)
+        raise GateRefused(f"a refused night cannot be published ({failed}). The live recommendations stay.")
+    base = find_commit(store, run.as_of)
+    if base and _is_this_night(base, run):  # a retry after an unknown outcome, or a quicker twin
+        return _published(store, base, already=True)
+    base_version = base.version if base else 0
+    schema = _output_schema(recommendations)
+    parts = _upload(store, run, recommendations, attempt)
+    manifest = Manifest(
+        format=FORMAT,
+        output_format=OUTPUT_FORMAT,
+        as_of=run.as_of,
+        version=base_version + 1,
+        base_version=base_version,
+        attempt=attempt,
+        run_key=run.run_key,
+        reason="forced" if run.force else "rerun" if base else "nightly",
+        created_at=now,
+        store=store.uri,
+        input=InputSummary(fingerprint=run.input_fingerprint, files=run.num_files, bytes=run.num_input_bytes),
+        code_version=run.code_version,
+        config=run.config.model_dump(mode="json"),
+        metrics=metrics_of(evaluation),
+        verdict=VerdictSummary(
+            checks=tuple(CheckResult(gate=c.gate, passed=c.passed, detail=c.detail) for c in verdict.checks),
+            overridden=verdict.overridden,
+            reason=verdict.override_reason,
+        ),
+        model_sha256=fitted.fingerprint,
+        output_schema=schema,
+        rows=recommendations.rows,
+        users=recommendations.users,
+        k=recommendations.k,
+        rows_by_tier=recommendations.rows_by_tier,
+        files=tuple(store.uri_of(part.key) for part in parts),
+        parts=parts,
+    )
+    standing = commit(store, manifest, force=run.force)
+    return _published(store, standing, already=standing.attempt != attempt)
+
+
+def _is_this_night(standing: Manifest, run: Run) -> bool:
+    return standing.run_key == run.run_key and not run.force
+
+
+def metrics_of(evaluation: Evaluation) -> dict[str, float]:
+    """Flat names, as in lightgcn_test_recall_at_20. A mean over nobody has no value and is left out."""
+    k = evaluation.k
+    metrics = {}
+    for score in evaluation.scores:
+        name = f"{score.model}_{score.part}"
+        metrics[f"{name}_recall_at_{k}"] = score.recall.mean
+        metrics[f"{name}_ndcg_at_{k}"] = score.ndcg.mean
+        metrics[f"{name}_coverage_at_{k}"] = score.coverage
+    for metric, difference in evaluation.over_popularity.items():
+        name = f"lightgcn_minus_popularity_test_{metric}_at_{k}"
+        metrics |= {name: difference.mean, f"{name}_low": difference.low, f"{name}_high": difference.high}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _output_schema(recommendations: Recommendations) -> tuple[Column, ...]:
+    """As the files have it, all of them alike. A cheap look at the footers before anything leaves the machine."""
+    schemas = set()
+    for part in recommendations.parts:
+        with pq.ParquetFile(part.path) as file:
+            schemas.add(tuple((field.name, _type_name(str(field.type))) for field in file.schema_arrow))
+            if file.metadata.num_rows != part.rows:
+                raise CountsDisagree(
+                    f"{part.path} has {file.metadata.num_rows} rows, {part.rows} were counted. Nothing was published."
+                )
+    if sum(part.rows for part in recommendations.parts) != recommendations.rows:
+        raise CountsDisagree(f"the parts' rows do not add up to {recommendations.rows}. Nothing was published.")
+    if sum(part.users for part in recommendations.parts) != recommendations.users:
+        raise CountsDisagree(f"the parts' users do not add up to {recommendations.users}. Nothing was published.")
+    columns = schemas.pop() if len(schemas) == 1 else ()
+    names_fit = [name for name, _ in columns] == list(COLUMN_TYPES)
+    if not names_fit or any(type_name not in COLUMN_TYPES[name] for name, type_name in columns):
+        raise GateRefused(
+            f"the {len(recommendations.parts)} files do not all have the columns of output format {OUTPUT_FORMAT}, "
+            f"{', '.join(COLUMN_TYPES)}. Nothing was published; the live recommendations stay."
+        )
+    return tuple(Column(name=name, type=type_name) for name, type_name in columns)
+
+
+def _type_name(arrow_name: str) -> str:
+    return ARROW_NAMES.get(arrow_name, arrow_name)
+
+
+def _upload(store: Store, run: Run, recommendations: Recommendations, attempt: str) -> tuple[PublishedPart, ...]:
+    """Every part under a key of this attempt alone, then read back in full."""
+    parts = []
+    for number, part in enumerate(recommendations.parts):
+        uploaded = PublishedPart(
+            key=part_key(run.as_of, attempt, number),
+            bytes=part.num_bytes,
+            sha256=part.sha256,
+            rows=part.rows,
+            users=part.users,
+        )
+        try:
+            store.put_once(uploaded.key, Path(part.path))
+        except ObjectExists:
+            log.info("%s is there already: an answer got lost, reading it back", uploaded.key)
+        verify_part(store, uploaded)
+        parts.append(uploaded)
+    num_bytes = sum(part.bytes for part in parts)
+    log.info("%s: uploaded and read back %d files, %.1f MB", run.as_of, len(parts), num_bytes / 1e6)
+    return tuple(parts)
+
+
+def _published(store: Store, manifest: Manifest, *, already: bool) -> Published:
+    is_latest = advance_latest(store, manifest)
+    what = "published before, nothing to do" if already else "published"
+    fate = "live" if is_latest else "not live, a newer night is"
+    log.info("%s: version %d, %s; it is %s", manifest.as_of, manifest.version, what, fate)
+    return Published(
+        as_of=manifest.as_of,
+        version=manifest.version,
+        attempt=manifest.attempt,
+        run_key=manifest.run_key,
+        already=already,
+        commit_uri=store.uri_of(commit_key(manifest.as_of, manifest.version)),
+        latest_uri=store.uri_of(LATEST_KEY),
+        files=manifest.files,
+        rows=manifest.rows,
+        users=manifest.users,
+        is_latest=is_latest,
+        metrics=manifest.metrics,
+    )

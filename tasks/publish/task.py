@@ -1,0 +1,30 @@
+"""The publishing stages as Prefect sees them."""
+
+import secrets
+from datetime import UTC, datetime
+
+from prefect import task
+
+from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
+from tasks.publish.night import find_published, publish_night
+from tasks.store import open_store
+
+
+@task(result_serializer="json", persist_result=False)
+def already_published(run: Run) -> Published | None:
+    """The night itself, if this date's newest version came from the same inputs, settings and code. Never when forced.
+
+    Moves LATEST.json on where an earlier night died between its commit and that.
+    """
+    return find_published(open_store(run.store_uri), run)
+
+
+@task(result_serializer="json", persist_result=False)
+def publish(
+    run: Run, fitted: Fitted, evaluation: Evaluation, recommendations: Recommendations, verdict: Verdict
+) -> Published:
+    """Upload, read back, commit, move LATEST.json. Readers see all of it or nothing."""
+    now = datetime.now(UTC)
+    attempt = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    store = open_store(run.store_uri)
+    return publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)
