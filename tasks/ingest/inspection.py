@@ -1,0 +1,248 @@
+"""Hostile files: what is read tonight is pinned once, and every file's footer is checked before a row is believed.
+
+A column that is merely not selected hides its drift, so the whole schema is checked for each file, never the first
+file's for all.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import InputCorrupt, InputMissing, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
+from tasks.run import fingerprint_of
+from tasks.store import Store, StoredObject
+
+EVENTS = "events/"
+FOOTERS_AT_ONCE = 16
+MAGIC = b"PAR1"
+# Bounds on what a footer may claim: a small file can unpack to more rows than a machine holds, which ends the process.
+LARGEST_FOOTER_BYTES = 64 << 20
+ROWS_ALWAYS_ALLOWED = 50_000_000
+MOST_ROWS_A_BYTE = 64
+
+WANTED = {
+    "user_id": "an integer or a string",
+    "item_id": "an integer or a string",
+    "rating": "an integer or a floating point number",
+    "timestamp": "an integer (seconds since 1970, UTC) or a timestamp",
+}
+
+
+@dataclass(frozen=True)
+class EventFile:
+    key: str
+    uri: str
+    num_rows: int
+    modified_at: datetime
+    columns: dict[str, pl.DataType]  # the required ones, as Polars reads them
+
+
+@dataclass(frozen=True)
+class EventSchema:
+    """All files of a night agree on this much. The id types are the ones that go through to the recommendations."""
+
+    user_id: pl.DataType
+    item_id: pl.DataType
+    has_rating: bool
+    files: tuple[EventFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+
+# ---- which files
+
+
+def pin_inputs(store: Store) -> list[StoredObject]:
+    """The event files there are now, sorted by key; control files and hidden names are no event files."""
+    pinned = [found for found in store.list(EVENTS) if _is_event_file(found.key)]
+    if not pinned:
+        raise InputMissing(
+            f"there is no .parquet file under {store.uri_of(EVENTS)}. Nothing was started. Put event files there, with "
+            "the columns user_id, item_id, rating and timestamp (seconds since 1970, UTC), in any folders below."
+        )
+    return pinned
+
+
+def _is_event_file(key: str) -> bool:
+    names = key.removeprefix(EVENTS).split("/")
+    return key.endswith(".parquet") and not any(name.startswith(("_", ".")) for name in names)
+
+
+def input_fingerprint(objects: list[StoredObject]) -> str:
+    return fingerprint_of(sorted([found.key, found.num_bytes, found.etag] for found in objects))
+
+
+def ensure_unchanged(store: Store, objects: list[StoredObject]) -> None:
+    """Raises InputUnstable if a pinned file is gone or has other bytes. Files that arrived since are for later."""
+    now = {found.key: found for found in store.list(EVENTS)}
+    for pinned in objects:
+        found = now.get(pinned.key)
+        if found is None or (found.num_bytes, found.etag) != (pinned.num_bytes, pinned.etag):
+            what = "vanished" if found is None else "was replaced"
+            raise InputUnstable(
+                f"{store.uri_of(pinned.key)} {what} while the night was reading it, so this night's rows would be a "
+                "mixture. Nothing was published. Run again once whoever writes the events is done; give a new file a "
+                "new name."
+            )
+
+
+@contextmanager
+def pinned_while_reading(store: Store, objects: list[StoredObject]) -> Iterator[None]:
+    """Raises InputUnstable if a pinned file changed meanwhile: swapped under the reader it looks corrupt, or good."""
+    try:
+        yield
+    except InputCorrupt:
+        ensure_unchanged(store, objects)
+        raise
+    ensure_unchanged(store, objects)
+
+
+# ---- what stands in their footers
+
+
+def inspect_files(store: Store, objects: list[StoredObject], like_threshold: float | None) -> EventSchema:
+    """Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events."""
+    required = ["user_id", "item_id", *([] if like_threshold is None else ["rating"]), "timestamp"]
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
+        files = tuple(threads.map(lambda pinned: _inspect(store, pinned, required), objects))
+    return EventSchema(
+        user_id=_id_type_of_all(files, "user_id"),
+        item_id=_id_type_of_all(files, "item_id"),
+        has_rating="rating" in required,
+        files=files,
+    )
+
+
+def _inspect(store: Store, pinned: StoredObject, required: list[str]) -> EventFile:
+    uri = store.uri_of(pinned.key)
+    try:
+        with store.open(pinned.key) as stream:
+            footer = read_footer(stream, uri, num_bytes=pinned.num_bytes)
+    except (ObjectNotFound, ObjectChanged) as error:
+        raise InputUnstable(
+            f"{uri} vanished or was replaced after it was listed. Nothing was published. Run again once whoever writes "
+            "the events is done."
+        ) from error
+    num_rows, columns = check_footer(footer, uri, num_bytes=pinned.num_bytes, required=required)
+    return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns)
+
+
+def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:
+    """The file's last bytes, from its footer on. Raises InputCorrupt naming `place`."""
+    if num_bytes < 12:
+        raise _corrupt(place, f"it has {num_bytes} bytes, fewer than the smallest Parquet file")
+    stream.seek(num_bytes - 8)
+    end = stream.read(8)
+    if end[4:] != MAGIC:
+        raise _corrupt(place, "it does not end like a Parquet file: it is cut off, or it is another format")
+    length = int.from_bytes(end[:4], "little")
+    if not 0 < length <= min(num_bytes - 12, LARGEST_FOOTER_BYTES):
+        raise _corrupt(place, f"it claims a footer of {length:,} bytes")
+    stream.seek(num_bytes - 8 - length)
+    return stream.read(length) + end
+
+
+def check_footer(
+    footer: bytes, place: str, *, num_bytes: int, required: list[str], optional: tuple[str, ...] = ()
+) -> tuple[int, dict[str, pl.DataType]]:
+    """Rows and the wanted columns' types, from a footer alone. Raises InputCorrupt and SchemaDrift naming `place`."""
+    alone = MAGIC + footer  # magic, footer, its length, magic: a Parquet file of no rows, and all of its schema
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(alone))
+        arrow = metadata.schema.to_arrow_schema()
+        num_rows = metadata.num_rows
+        rows_in_groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _corrupt(place, "its footer cannot be read") from error
+    if num_rows != rows_in_groups or num_rows < 0:
+        raise _corrupt(place, f"it claims {num_rows:,} rows, and its row groups {rows_in_groups:,}")
+    if num_rows > max(ROWS_ALWAYS_ALLOWED, MOST_ROWS_A_BYTE * num_bytes):
+        raise _corrupt(place, f"it claims {num_rows:,} rows in {num_bytes:,} bytes, which no real events do")
+    _check_names(arrow.names, place, required)
+    wanted = [*required, *(column for column in optional if column in arrow.names)]
+    for column in wanted:
+        found = arrow.field(column).type
+        if not _ACCEPTS[column](found):
+            raise _drift(place, column, str(found), WANTED[column])
+    try:
+        types = pl.read_parquet_schema(io.BytesIO(alone))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise _corrupt(place, "its schema cannot be read") from error
+    return num_rows, {column: types[column] for column in wanted}
+
+
+def _check_names(names: list[str], place: str, required: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise _drift(place, name, f"{names.count(name)} times", "once")
+    for column in required:
+        for name in names:
+            if name != column and name.casefold() == column:
+                raise _drift(place, column, f"the name {name!r}", f"exactly {column!r}")
+        if column not in names:
+            raise _drift(place, column, "no such column", WANTED[column])
+
+
+def _is_id(found: pa.DataType) -> bool:
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+    return is_text or pa.types.is_integer(found) or (pa.types.is_dictionary(found) and _is_text_dictionary(found))
+
+
+def _is_text_dictionary(found: pa.DataType) -> bool:
+    return pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_integer(found) or pa.types.is_floating(found)
+
+
+def _is_instant(found: pa.DataType) -> bool:
+    return pa.types.is_integer(found) or pa.types.is_timestamp(found)
+
+
+_ACCEPTS: dict[str, Callable[[pa.DataType], bool]] = {
+    "user_id": _is_id,
+    "item_id": _is_id,
+    "rating": _is_number,
+    "timestamp": _is_instant,
+}
+
+
+def _id_type_of_all(files: tuple[EventFile, ...], column: str) -> pl.DataType:
+    """The one type all files share; int64 where they hold integers of several widths. Raises SchemaDrift."""
+    first = files[0]
+    types = [_kept_type(file.columns[column]) for file in files]
+    for file, found in zip(files, types, strict=True):
+        # uint64 reaches past int64, so widening it would change ids.
+        widens = found.is_integer() and types[0].is_integer() and pl.UInt64() not in (found, types[0])
+        if found != types[0] and not widens:
+            raise _drift(file.uri, column, str(found), f"{types[0]}, as in {first.uri}")
+    return types[0] if all(found == types[0] for found in types) else pl.Int64()
+
+
+def _kept_type(found: pl.DataType) -> pl.DataType:
+    return found if found.is_integer() else pl.String()
+
+
+def _corrupt(place: str, why: str) -> InputCorrupt:
+    return InputCorrupt(
+        f"{place} cannot be read as Parquet: {why}. Nothing was published. Write the file again, or move it out of the "
+        "folder if the night can do without it."
+    )
+
+
+def _drift(place: str, column: str, found: str, wanted: str) -> SchemaDrift:
+    return SchemaDrift(
+        f"{place}: column {column!r}: found {found}, wanted {wanted}. No row was read and nothing was published. Mend "
+        "what writes the file; columns beyond the required ones do no harm."
+    )

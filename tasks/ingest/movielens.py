@@ -1,0 +1,236 @@
+"""Ratings and titles as a team or GroupLens hands them over, put into the store once.
+
+A file is known by its first line, not by its name. Its key holds the hash of its bytes, so importing it again finds
+it there and changes nothing.
+"""
+
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import InputCorrupt, InputMissing, ObjectExists, SchemaDrift
+from tasks.ingest.inspection import check_footer, read_footer
+from tasks.store import Store
+
+EVENTS = "events"
+ITEMS = "items"
+RATINGS_ACCEPTED = (
+    "Parquet with user_id, item_id, rating, timestamp; ratings.csv with userId,movieId,rating,timestamp; "
+    "u.data (tabs); ratings.dat (::)"
+)
+TITLES_ACCEPTED = "Parquet with item_id, title; movies.csv with movieId,title,genres; u.item (|); movies.dat (::)"
+TITLE_FILES = ("movies.csv", "u.item", "movies.dat", "movies.parquet", "items.parquet")
+
+# GroupLens's names in the order of its genre flags, u.item's last 19 columns.
+U_ITEM_GENRES = (
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    key: str
+    num_rows: int
+    is_new: bool  # False: the same bytes had been imported before
+
+
+# ---- ratings
+
+
+def import_ratings(source: Path, store: Store) -> Imported:
+    """Raises InputMissing, InputCorrupt, SchemaDrift. Parquet goes in byte by byte, the rest as int64 and float64."""
+    return _import(source, store, EVENTS, _read_ratings, RATINGS_ACCEPTED)
+
+
+def _read_ratings(source: Path, start: str) -> pl.DataFrame | None:
+    names = ["user_id", "item_id", "rating", "timestamp"]
+    types = {"user_id": pl.Int64, "item_id": pl.Int64, "rating": pl.Float64, "timestamp": pl.Int64}
+    if start.rstrip() == "userId,movieId,rating,timestamp":
+        return pl.read_csv(source, has_header=True, new_columns=names, schema_overrides=list(types.values()))
+    if re.match(r"\d+\t\d+\t[\d.]+\t\d+\s", start):
+        return pl.read_csv(source, has_header=False, separator="\t", schema=types)
+    if re.match(r"\d+::\d+::[\d.]+::\d+\s", start):
+        tabs = source.read_bytes().replace(b"::", b"\t")
+        return pl.read_csv(io.BytesIO(tabs), has_header=False, separator="\t", schema=types)
+    return None
+
+
+# ---- titles
+
+
+def titles_beside(ratings: Path) -> Path | None:
+    """The titles that GroupLens ships in the same folder, if they are there."""
+    return next((ratings.parent / name for name in TITLE_FILES if (ratings.parent / name).is_file()), None)
+
+
+def import_titles(source: Path, store: Store) -> Imported:
+    """Raises InputMissing, InputCorrupt, SchemaDrift. GroupLens's ids become int64, as in its ratings."""
+    return _import(source, store, ITEMS, _read_titles, TITLES_ACCEPTED)
+
+
+def _read_titles(source: Path, start: str) -> pl.DataFrame | None:
+    if start.rstrip() == "movieId,title,genres":
+        types = {"item_id": pl.Int64, "title": pl.String, "genres": pl.String}
+        return pl.read_csv(source, has_header=True, new_columns=list(types), schema_overrides=list(types.values()))
+    if re.match(r"\d+::.+::", start):
+        rows = [line.split("::") for line in _lines(source)]
+        return _titles([(row[0], row[1], row[2]) for row in rows])
+    if re.match(r"\d+\|[^|]*\|", start):
+        rows = [line.split("|") for line in _lines(source)]
+        return _titles([(row[0], row[1], _u_item_genres(row)) for row in rows])
+    return None
+
+
+def _lines(source: Path) -> list[str]:
+    return [line for line in source.read_text(encoding="latin-1").split("\n") if line.strip()]
+
+
+def _u_item_genres(row: list[str]) -> str:
+    flags = row[-len(U_ITEM_GENRES) :] if len(row) >= 5 + len(U_ITEM_GENRES) else []
+    return "|".join(genre for genre, flag in zip(U_ITEM_GENRES, flags, strict=False) if flag.strip() == "1")
+
+
+def _titles(rows: list[tuple[str, str, str]]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(int(item_id), title, genres.strip()) for item_id, title, genres in rows],
+        schema={"item_id": pl.Int64, "title": pl.String, "genres": pl.String},
+        orient="row",
+    )
+
+
+def read_titles(store: Store) -> pl.DataFrame | None:
+    """Every item that has a title, once, sorted by item_id; of two titles the one in the last file. None: no files.
+
+    Raises InputCorrupt, and SchemaDrift where one file's ids are numbers and another's text.
+    """
+    frames: list[pl.DataFrame] = []
+    for found in store.list(f"{ITEMS}/"):
+        if not found.key.endswith(".parquet") or any(name.startswith(("_", ".")) for name in found.key.split("/")):
+            continue
+        content, _ = store.read(found.key)
+        frame = _titles_in(content, store.uri_of(found.key))
+        if frames and (frame["item_id"].dtype == pl.String) != (frames[0]["item_id"].dtype == pl.String):
+            raise SchemaDrift(
+                f"{store.uri_of(found.key)}: column 'item_id': found {frame['item_id'].dtype}, wanted "
+                f"{frames[0]['item_id'].dtype}, as in the files before. Put titles there with the ids of the events."
+            )
+        frames.append(frame)
+    if not frames:
+        return None
+    together = pl.concat(frames, how="diagonal_relaxed")
+    return together.unique("item_id", keep="last", maintain_order=True).sort("item_id")
+
+
+def _titles_in(content: bytes, place: str) -> pl.DataFrame:
+    _check_titles_schema(content, place)
+    try:
+        frame = pl.read_parquet(io.BytesIO(content))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise InputCorrupt(f"{place} has a good footer and pages that cannot be read. Write it again.") from error
+    if not frame["item_id"].dtype.is_integer():
+        frame = frame.with_columns(pl.col("item_id").cast(pl.String))
+    return frame.with_columns(pl.col("title").cast(pl.String)).drop_nulls(["item_id", "title"])
+
+
+def _check_titles_schema(content: bytes, place: str) -> None:
+    try:
+        schema = pq.read_schema(pa.BufferReader(content))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputCorrupt(
+            f"{place} cannot be read as Parquet. Write it again. Accepted: {TITLES_ACCEPTED}."
+        ) from error
+    wanted = {"item_id": "an integer or a string", "title": "a string"}
+    for column, kind in wanted.items():
+        found = str(schema.field(column).type) if schema.names.count(column) == 1 else "no such column, or several"
+        text = "string" in found and not found.startswith(("list", "large_list", "struct", "map"))
+        if not text and not (column == "item_id" and found.startswith(("int", "uint"))):
+            raise SchemaDrift(f"{place}: column {column!r}: found {found}, wanted {kind}. Nothing was imported.")
+
+
+# ---- one file into the store, once
+
+
+def _import(
+    source: Path,
+    store: Store,
+    folder: str,
+    read: Callable[[Path, str], pl.DataFrame | None],
+    accepted: str,
+) -> Imported:
+    if not source.is_file():
+        raise InputMissing(f"there is no file {source}. Nothing was imported. Accepted: {accepted}.")
+    with open(source, "rb") as stream:
+        content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
+        start = stream.read(4096)
+    key = f"{folder}/{_plain_stem(source)}-{content_hash[:16]}.parquet"
+    if start.startswith(b"PAR1"):
+        num_rows = _check_parquet(source, folder)
+        return Imported(key, num_rows, is_new=_put(store, key, source))
+    try:
+        frame = read(source, start.decode("latin-1").split("\n")[0] + "\n")
+    except (pl.exceptions.PolarsError, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise InputCorrupt(
+            f"{source} begins like a file we know and does not go on like one ({type(error).__name__}). Nothing was "
+            f"imported. Accepted: {accepted}."
+        ) from error
+    if frame is None:
+        raise InputCorrupt(
+            f"{source} is none of the files we can read. Nothing was imported. Accepted: {accepted}. For "
+            "anything else, write Parquet with these columns."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / "import.parquet"
+        frame.write_parquet(written, compression="zstd", row_group_size=100_000)
+        return Imported(key, frame.height, is_new=_put(store, key, written))
+
+
+def _plain_stem(source: Path) -> str:
+    """Only what every store and reader takes in a key, and never a hidden name."""
+    return re.sub(r"[^A-Za-z0-9.=-]+", "-", source.stem).strip("-.") or "file"
+
+
+def _put(store: Store, key: str, source: Path) -> bool:
+    try:
+        store.put_once(key, source)
+    except ObjectExists:
+        return False
+    return True
+
+
+def _check_parquet(source: Path, folder: str) -> int:
+    if folder == ITEMS:
+        content = source.read_bytes()
+        _check_titles_schema(content, str(source))
+        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+    num_bytes = source.stat().st_size
+    with open(source, "rb") as stream:
+        footer = read_footer(stream, str(source), num_bytes=num_bytes)
+    num_rows, _ = check_footer(
+        footer,
+        str(source),
+        num_bytes=num_bytes,
+        required=["user_id", "item_id", "timestamp"],
+        optional=("rating",),
+    )
+    return num_rows

@@ -1,0 +1,98 @@
+"""Opening a night: its inputs pinned, its date decided, its key known, before anything is computed."""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from tasks.config import NightlyConfig
+from tasks.contracts import Run
+from tasks.errors import DiskFull
+from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
+from tasks.ingest.interactions import last_event_at
+from tasks.run import PROJECT_ROOT, WORK_VARIABLE, decide_date, fingerprint_of, work_folder
+from tasks.store import Store, StoredObject
+
+# Anchored at the project, because a worker may start a night from any folder.
+DEFAULT_STORE = str(PROJECT_ROOT / "var" / "store")
+DEFAULT_WORK = str(PROJECT_ROOT / "var" / "work")
+# The pairs and the refused rows are each at most what came in; the rest is for what the engine spills.
+BYTES_NEEDED_A_BYTE = 2
+BYTES_NEEDED_ALWAYS = 64 << 20
+
+log = logging.getLogger("nightgraph.ingest")
+
+
+def plan_run(
+    store: Store,
+    config: NightlyConfig,
+    *,
+    as_of: date | None,
+    scheduled_on: date | None,
+    work_root: str,
+    code_version: str,
+    force: bool,
+) -> Run:
+    """The events are read only where neither a date nor a schedule says which night this is.
+
+    Raises InputMissing, InputCorrupt, InputUnstable, SchemaDrift, and what the store's probe raises.
+    """
+    store.probe()
+    pinned = pin_inputs(store)
+    with pinned_while_reading(store, pinned):
+        schema = inspect_files(store, pinned, config.ingest.like_threshold)
+        if as_of is None and scheduled_on is None:
+            as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema))
+    night = as_of or scheduled_on
+    assert night is not None
+    inputs = input_fingerprint(pinned)
+    run_key = fingerprint_of(night, inputs, config, code_version)
+    folder = work_folder(work_root, store.uri, night)
+    num_input_bytes = sum(found.num_bytes for found in pinned)
+    log.info(
+        "the night of %s: %s rows in %d files, %.1f MB",
+        night,
+        f"{schema.num_rows:,}",
+        len(pinned),
+        num_input_bytes / 1e6,
+    )
+    return Run(
+        store_uri=store.uri,
+        as_of=night,
+        run_key=run_key,
+        input_fingerprint=inputs,
+        code_version=code_version,
+        config=config,
+        force=force,
+        work_folder=str(folder),
+        inputs_path=str(write_pinned(pinned, folder / f"inputs-{run_key[:16]}.json")),
+        num_files=len(pinned),
+        num_input_bytes=num_input_bytes,
+    )
+
+
+def write_pinned(objects: list[StoredObject], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps([asdict(found) for found in objects], default=str, indent=1))
+    return unfinished.replace(path)
+
+
+def read_pinned(path: str) -> list[StoredObject]:
+    return TypeAdapter(list[StoredObject]).validate_json(Path(path).read_bytes())
+
+
+def ensure_room(folder: Path, *, num_input_bytes: int) -> None:
+    """Raises DiskFull before hours are spent, by a rough estimate; the disk may still fill up later."""
+    need = BYTES_NEEDED_A_BYTE * num_input_bytes + BYTES_NEEDED_ALWAYS
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise DiskFull(
+            f"the disk of {folder} has {free / 2**20:,.0f} MiB free and ingest needs about {need / 2**20:,.0f} MiB for "
+            f"{num_input_bytes / 2**20:,.0f} MiB of events. Nothing was read or published. Free space there, or set "
+            f"{WORK_VARIABLE} to a larger disk, and run again."
+        )

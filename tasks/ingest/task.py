@@ -1,0 +1,71 @@
+"""Open a night, and read its events. What can go wrong stands in the modules beside this one."""
+
+import logging
+import os
+from datetime import UTC, date
+from pathlib import Path
+
+from prefect import task
+from prefect.context import FlowRunContext
+
+from tasks.config import NightlyConfig
+from tasks.contracts import Interactions, Run
+from tasks.ingest.inspection import inspect_files, pinned_while_reading
+from tasks.ingest.interactions import digest
+from tasks.ingest.opening import DEFAULT_STORE, DEFAULT_WORK, ensure_room, plan_run, read_pinned
+from tasks.run import STORE_VARIABLE, WORK_VARIABLE, code_version, finish_stage
+from tasks.store import open_store
+
+log = logging.getLogger("nightgraph.ingest")
+
+
+@task(persist_result=False, result_serializer="json")
+def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
+    """Pin the inputs and decide the date: the parameter, else the scheduled day (UTC), else after the last event."""
+    return plan_run(
+        open_store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)),
+        config,
+        as_of=as_of,
+        scheduled_on=_scheduled_on(),
+        work_root=os.environ.get(WORK_VARIABLE, DEFAULT_WORK),
+        code_version=code_version(),
+        force=force,
+    )
+
+
+def _scheduled_on() -> date | None:
+    """The expected start outlives lateness and retries. A run without a deployment was started by hand: no schedule."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    if flow_run is None or flow_run.deployment_id is None or flow_run.expected_start_time is None:
+        return None
+    return flow_run.expected_start_time.astimezone(UTC).date()
+
+
+@task(persist_result=False, result_serializer="json")
+def ingest(run: Run) -> Interactions:
+    """The pinned files as one row for every valid (user, item) pair, with every refused row kept under its rule."""
+    threshold = run.config.ingest.like_threshold
+
+    def compute(folder: Path) -> Interactions:
+        ensure_room(folder, num_input_bytes=run.num_input_bytes)
+        store, pinned = open_store(run.store_uri), read_pinned(run.inputs_path)
+        with pinned_while_reading(store, pinned):
+            schema = inspect_files(store, pinned, threshold)
+            return digest(schema, folder, as_of=run.as_of, like_threshold=threshold)
+
+    interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
+    log.info(
+        "%s rows: %s likes, %s seen and not liked, %s older events, %s refused",
+        *(
+            f"{count:,}"
+            for count in (
+                interactions.rows_in,
+                interactions.kept,
+                interactions.below_threshold,
+                interactions.duplicate,
+                sum(interactions.quarantined.values()),
+            )
+        ),
+    )
+    return interactions
