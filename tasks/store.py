@@ -205,9 +205,9 @@ class LocalStore:
 
     def put_once(self, key: str, source: bytes | Path) -> str:
         path = self._path(key)
-        with self._named_errors(key):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished, etag = _write_beside(path, source)
+        with _reading(source) as content, self._named_errors(key):
+            self._make_folder(path.parent)
+            unfinished, etag = _write_beside(path, content)
             try:
                 os.link(unfinished, path)  # unlike a rename, it fails where something is
             except FileExistsError:
@@ -231,7 +231,7 @@ class LocalStore:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != etag:
                 raise ObjectChanged(f"{self.uri_of(key)} is another version than the one that was read. Read it again.")
-            unfinished, new = _write_beside(path, data)
+            unfinished, new = _write_beside(path, io.BytesIO(data))
             os.replace(unfinished, path)
             _sync_folder(path.parent)
         return new
@@ -242,11 +242,17 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         return self._root / _checked_key(key)
 
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # as /proc and some network drives answer
+            raise PermissionError(errno.EPERM, "no folder can be made there", str(folder)) from error
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Between processes and between threads; it ends with its holder, however that ends."""
         folder = self._root / "_meta"
-        folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder(folder)
         with open(folder / f"{OURS}lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -291,12 +297,12 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _write_beside(path: Path, source: bytes | Path) -> tuple[Path, str]:
+def _write_beside(path: Path, content: BinaryIO) -> tuple[Path, str]:
     """The bytes on disk under a name of ours in the same folder, and their SHA-256. Leaves nothing when it fails."""
     unfinished = path.parent / f"{OURS}{secrets.token_hex(8)}.tmp"
     digest = hashlib.sha256()
     try:
-        with open(unfinished, "xb") as target, _reading(source) as content:
+        with open(unfinished, "xb") as target:
             while block := content.read(2**20):
                 digest.update(block)
                 target.write(block)
