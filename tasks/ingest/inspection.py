@@ -67,7 +67,7 @@ def pin_inputs(store: Store) -> list[StoredObject]:
     pinned = [found for found in store.list(EVENTS) if _is_event_file(found.key)]
     if not pinned:
         raise InputMissing(
-            f"there is no .parquet file under {store.uri_of(EVENTS)}. Nothing was started. Put event files there, with "
+            f"there is no .parquet file under {store.uri}/{EVENTS}. Nothing was started. Put event files there, with "
             "the columns user_id, item_id, rating and timestamp (seconds since 1970, UTC), in any folders below."
         )
     return pinned
