@@ -208,18 +208,16 @@ def _events_of(
     appeal_I = (1 - SHARE_OUT_OF_TASTE) * by_taste_I / by_taste_I.sum() + SHARE_OUT_OF_TASTE * popularity_I
     num_things = int(np.clip(rng.gamma(2.0, MEAN_EVENTS / 2.0), 5, 150))
     item_E = rng.choice(len(appeal_I), num_things, replace=False, p=appeal_I)
-    if residents["never_pleased"][resident]:
-        rating_E = rng.integers(1, 3, num_things)
-    else:
-        fits_E = taste_share_T[taste_I[item_E]] > 0.1
-        rating_E = np.clip(np.rint(np.where(fits_E, 4.3, 2.6) + rng.normal(0.0, 0.8, num_things)), 1, 5)
+    fits_E = taste_share_T[taste_I[item_E]] > 0.1
+    highest = 2 if residents["never_pleased"][resident] else 5
+    rating_E = np.clip(np.rint(np.where(fits_E, 4.3, 2.6) + rng.normal(0.0, 0.8, num_things)), 1, highest)
     timestamp_E = _evenings(num_things, rng)
     again_E = rng.random(num_things) < SHARE_AGAIN
     later_E = np.minimum(timestamp_E[again_E] + rng.integers(1, 7, again_E.sum()) * 86_400, _midnight_s(1) - 1)
     return (
         np.full(num_things + again_E.sum(), resident),
         np.concatenate([item_E, item_E[again_E]]),
-        np.concatenate([rating_E, np.clip(rating_E[again_E] + rng.integers(-1, 2, again_E.sum()), 1, 5)]),
+        np.concatenate([rating_E, np.clip(rating_E[again_E] + rng.integers(-1, 2, again_E.sum()), 1, highest)]),
         np.concatenate([timestamp_E, later_E]),
     )
 
@@ -227,7 +225,7 @@ def _events_of(
 def _evenings(num_events: int, rng: np.random.Generator) -> np.ndarray:
     """Seconds since 1970, a few sittings spread over the month, minutes between the events of one."""
     num_sittings = max(3, num_events // 5)
-    day_S = rng.integers(0, NUM_DAYS, num_sittings)
+    day_S = rng.choice(NUM_DAYS, num_sittings, replace=False)
     start_S = np.clip(rng.normal(19.0, 2.5, num_sittings), 6.0, 22.5) * 3_600
     sitting_E = rng.integers(0, num_sittings, num_events)
     minutes_E = rng.uniform(0.0, 75.0, num_events)
