@@ -86,3 +86,11 @@ def die_with_parent() -> None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+if __name__ == "__main__":  # torchrun that ends with whoever started it, and whose ranks end with it
+    from torch.distributed.run import main as torchrun
+
+    die_with_parent()
+    os.environ[PARENT_PID_VARIABLE] = str(os.getpid())
+    torchrun(sys.argv[1:])

@@ -53,15 +53,15 @@ class TrainConfig(_Settings):
     )
     width: int = Field(64, ge=8, le=1024, description="Numbers in each user's and each item's embedding.")
     layers: int = Field(2, ge=0, le=6, description="Propagation steps over the graph; the embedding is their mean.")
-    temperature: float = Field(0.1, ge=0.01, le=1.0, description="Scores are cosine / temperature before the softmax.")
+    temperature: float = Field(0.2, ge=0.01, le=1.0, description="Scores are cosine / temperature before the softmax.")
     popularity_bias: float = Field(
-        0.9, ge=0.0, le=2.0, description="Weight of the item's log popularity in the score; 0 turns it off."
+        0.5, ge=0.0, le=2.0, description="Weight of the item's log popularity in the score; 0 turns it off."
     )
     negatives: int = Field(2048, ge=1, le=65536, description="Items drawn as negatives in each step, shared by all.")
     batches_per_epoch: int = Field(
         8, ge=1, le=10_000, description="Steps in one pass over the users; each step propagates once."
     )
-    max_epochs: int = Field(40, ge=1, le=1000, description="Passes at most; validation recall chooses how many.")
+    max_epochs: int = Field(20, ge=1, le=1000, description="Passes at most; validation recall chooses how many.")
     patience: int = Field(3, ge=1, le=100, description="Validations without a new best recall before training stops.")
     validate_every: int = Field(2, ge=1, le=100, description="Epochs between two validations.")
     learning_rate: float = Field(0.01, gt=0.0, le=1.0, description="Adam's step size at the start; it falls to zero.")

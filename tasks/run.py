@@ -24,6 +24,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import polars as pl
 import psutil
 from pydantic import BaseModel, TypeAdapter
 
@@ -70,6 +71,12 @@ def _plain(value: object) -> object:
 def file_sha256(path: str | Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_ids(graph_folder: Path) -> tuple[pl.Series, pl.Series]:
+    """(user ids, item ids) of a built graph, each by row."""
+    users, items = (pl.read_parquet(graph_folder / f"{name}s.parquet")[name] for name in ("user_id", "item_id"))
+    return users, items
 
 
 # ---- the work folder

@@ -21,8 +21,3 @@ def number_ids(seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
 def save_ids(folder: Path, user_ids: pl.Series, item_ids: pl.Series) -> None:
     for ids in (user_ids, item_ids):
         pl.DataFrame({ids.name: ids}).write_parquet(folder / f"{ids.name}s.parquet", compression="zstd")
-
-
-def load_ids(folder: str | Path) -> tuple[pl.Series, pl.Series]:
-    """(user ids, item ids), each by row."""
-    return tuple(pl.read_parquet(Path(folder) / f"{name}s.parquet")[name] for name in ("user_id", "item_id"))  # type: ignore[return-value]

@@ -1,0 +1,64 @@
+"""The judged fit and its rivals in, figures out; then figures and finished lists in, a verdict out."""
+
+import logging
+from pathlib import Path
+
+from prefect import task
+
+from models.graph import load_csr
+from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Verdict
+from tasks.evaluate.gate import Known, judge_night, refuse_unless_passed
+from tasks.evaluate.judging import evaluate_fit
+from tasks.run import finish_stage, read_ids
+
+log = logging.getLogger("nightgraph.evaluate")
+
+
+@task(persist_result=False, result_serializer="json")
+def evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
+    """What the judged fit is worth, on validation and, once, on test."""
+    return finish_stage(
+        run,
+        "evaluate",
+        Evaluation,
+        lambda folder: _evaluate(run, graph, fitted),
+        inputs=(graph.fingerprint, fitted.fingerprint, run.config.evaluate),
+    )
+
+
+def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
+    evaluation = evaluate_fit(graph, fitted, run.config.evaluate, block_bytes=run.config.recommend.block_mib * 2**20)
+    for score in evaluation.scores:
+        if score.part == "test":
+            log.info(
+                "test, %s users: %s recall@%d %.4f, ndcg %.4f",
+                f"{score.num_users:,}",
+                score.model,
+                evaluation.k,
+                score.recall.mean,
+                score.ndcg.mean,
+            )
+    return evaluation
+
+
+@task(persist_result=False, result_serializer="json")
+def judge(run: Run, graph: Graph, evaluation: Evaluation, recommendations: Recommendations) -> Verdict:
+    """Every check of the gate, on the evaluation and on the finished files."""
+    user_ids, item_ids = read_ids(Path(graph.folder))
+    known = Known(user_ids, item_ids, load_csr(graph.folder, "seen_all"))
+    return finish_stage(
+        run,
+        "judge",
+        Verdict,
+        lambda folder: judge_night(run.config.gate, evaluation, recommendations, known),
+        inputs=(evaluation.fingerprint, recommendations.fingerprint, run.config.gate),
+    )
+
+
+@task(persist_result=False, result_serializer="json")
+def check_gate(verdict: Verdict) -> None:
+    """Raises GateRefused where the verdict does not let the night go live."""
+    refuse_unless_passed(verdict)
+    log.info(
+        "gate: %d checks passed%s", len(verdict.checks), f", {verdict.overridden} overridden" * bool(verdict.overridden)
+    )
