@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from urllib.parse import quote
 
 import polars as pl
 
@@ -114,10 +113,8 @@ def _scan(files: list[EventFile], schema: EventSchema, *, like_threshold: float 
 
 
 def _place(uri: str) -> str:
-    """A local path as it is, an object's URI quoted: Polars undoes %xx in a URI."""
-    if uri.startswith("file://"):
-        return uri.removeprefix("file://")
-    return quote(uri, safe=":/=+,@!$&'()*;~")
+    """What Polars opens as it stands: it undoes %xx in a file:// URI, and in no other."""
+    return uri.removeprefix("file://")
 
 
 def _microseconds(kind: pl.DataType) -> pl.Expr:
@@ -156,7 +153,7 @@ def last_event_at(schema: EventSchema) -> datetime:
             .filter(_first_broken(rules(schema, as_of=None)).is_null() & (pl.col("timestamp_us") <= until_us))
             .select(pl.col("timestamp_us").max())
         )
-    with _reading(schema):
+    with naming_read_errors(schema):
         found = pl.concat(latest).max().collect(engine="streaming").item()
     if found is None:
         raise InputMissing(
@@ -168,7 +165,7 @@ def last_event_at(schema: EventSchema) -> datetime:
 
 
 @contextmanager
-def _reading(schema: EventSchema) -> Iterator[None]:
+def naming_read_errors(schema: EventSchema) -> Iterator[None]:
     """Polars' exceptions by our names, and the corrupt file by its key. Ids never reach a message."""
     try:
         yield
@@ -248,7 +245,7 @@ def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: fl
     seen_path, quarantine_path = folder / "seen.parquet", folder / "quarantine.parquet"
     named = rules(schema, as_of=as_of)
     events = scan_events(schema, like_threshold=like_threshold).with_columns(_first_broken(named))
-    with _reading(schema):
+    with naming_read_errors(schema):
         _, _, counted = pl.collect_all(
             [
                 _sink(_one_row_a_pair(events.filter(pl.col("rule").is_null())), seen_path),
@@ -383,5 +380,5 @@ def _expect_a_graph(
 
 def _highest_rating(schema: EventSchema, named: dict[str, pl.Expr]) -> float:
     valid = scan_events(schema, like_threshold=0.0).filter(_first_broken(named).is_null())
-    with _reading(schema):
+    with naming_read_errors(schema):
         return float(valid.select(pl.col("rating").cast(pl.Float64).max()).collect(engine="streaming").item())

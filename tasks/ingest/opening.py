@@ -7,13 +7,14 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
+import polars as pl
 from pydantic import TypeAdapter
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Run
 from tasks.errors import DiskFull
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
-from tasks.ingest.interactions import last_event_at
+from tasks.ingest.interactions import last_event_at, scan_events
 from tasks.run import PROJECT_ROOT, WORK_VARIABLE, decide_date, fingerprint_of, work_folder
 from tasks.store import Store, StoredObject
 
@@ -96,3 +97,10 @@ def ensure_room(folder: Path, *, num_input_bytes: int) -> None:
             f"{num_input_bytes / 2**20:,.0f} MiB of events. Nothing was read or published. Free space there, or set "
             f"{WORK_VARIABLE} to a larger disk, and run again."
         )
+
+
+def scan_likes(store: Store, like_threshold: float | None) -> pl.LazyFrame:
+    """user_id, item_id, timestamp_us of every like now in the store, repeats included: to show what people liked."""
+    schema = inspect_files(store, pin_inputs(store), like_threshold)
+    events = scan_events(schema, like_threshold=like_threshold)
+    return events.filter("liked").select("user_id", "item_id", "timestamp_us")
