@@ -171,3 +171,31 @@ class Published:
     users: int
     is_latest: bool  # False: a newer date or version is live (a backfill)
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage took. Kept beside its Ref, not in it: the same night has the same Refs, never the same seconds."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int  # of this process and all its children together; 0 where the stage was reused
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Night:
+    """Everything a night found out, published or refused: what its report is made of."""
+
+    as_of: date
+    run_key: str
+    store_uri: str
+    config: NightlyConfig
+    interactions: Interactions
+    graph: Graph
+    fitted: Fitted
+    evaluation: Evaluation
+    recommendations: Recommendations
+    verdict: Verdict
+    published: Published | None
+    costs: tuple[StageCost, ...]

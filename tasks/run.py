@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +28,7 @@ import polars as pl
 import psutil
 from pydantic import BaseModel, TypeAdapter
 
-from tasks.contracts import Run
+from tasks.contracts import Run, StageCost
 from tasks.errors import DiskFull, NightInProgress
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -132,16 +132,6 @@ def _drop_old_unfinished_nights(current: Path) -> None:
 # ---- stages
 
 
-@dataclass(frozen=True)
-class StageCost:
-    """What a stage took. Kept beside its Ref, not in it: the same night has the same Refs, never the same seconds."""
-
-    stage: str
-    seconds: float
-    peak_bytes: int  # of this process and all its children together
-    reused: bool
-
-
 def finish_stage(
     run: Run, stage: str, ref_type: type[RefT], compute: Callable[[Path], RefT], *, inputs: tuple[object, ...]
 ) -> RefT:
@@ -152,17 +142,26 @@ def finish_stage(
     """
     key = fingerprint_of(stage, run.as_of, run.code_version, *inputs)[:16]
     folder = Path(run.work_folder) / f"{stage}-{key}"
-    if (finished := _read_finished(folder, ref_type)) is not None:
-        ref, cost = finished
+    started = time.perf_counter()
+    if (ref := _read_finished(folder, ref_type)) is not None:
         log.info("%s: finished earlier, reused", stage)
-        _write_cost(run, StageCost(stage, cost.seconds, cost.peak_bytes, reused=True))
+        _write_cost(run, StageCost(stage, time.perf_counter() - started, 0, reused=True))
         return ref
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    with measured(run, stage):
+        ref = compute(folder)
+        _mark_finished(folder, ref_type, ref)
+    return ref
+
+
+@contextmanager
+def measured(run: Run, stage: str) -> Iterator[None]:
+    """Note what the stage takes, and give a full disk its name."""
     try:
         with PeakMemory() as memory:
             started = time.perf_counter()
-            ref = compute(folder)
+            yield
             seconds = time.perf_counter() - started
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -171,10 +170,7 @@ def finish_stage(
             f"the disk of {run.work_folder} filled up during {stage}. The live recommendations are untouched. "
             f"Free space there, or set {WORK_VARIABLE} to a larger disk, and run again: finished stages are kept."
         ) from error
-    cost = StageCost(stage, seconds, memory.peak_bytes, reused=False)
-    _mark_finished(folder, ref_type, ref, cost)
-    _write_cost(run, cost)
-    return ref
+    _write_cost(run, StageCost(stage, seconds, memory.peak_bytes, reused=False))
 
 
 def stage_costs(run: Run) -> list[StageCost]:
@@ -190,17 +186,13 @@ def _write_cost(run: Run, cost: StageCost) -> None:
     path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in [*others, cost]))
 
 
-def _mark_finished(folder: Path, ref_type: type[RefT], ref: RefT, cost: StageCost) -> None:
+def _mark_finished(folder: Path, ref_type: type[RefT], ref: RefT) -> None:
     files = {
         str(path.relative_to(folder)): [path.stat().st_size, file_sha256(path)]
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    marker = {
-        "ref": TypeAdapter(ref_type).dump_python(ref, mode="json"),
-        "files": files,
-        "cost": asdict(cost),
-    }
+    marker = {"ref": TypeAdapter(ref_type).dump_python(ref, mode="json"), "files": files}
     unfinished = folder / ".stage.json.tmp"
     with open(unfinished, "w") as stream:
         json.dump(marker, stream)
@@ -209,7 +201,7 @@ def _mark_finished(folder: Path, ref_type: type[RefT], ref: RefT, cost: StageCos
     os.replace(unfinished, folder / ".stage.json")
 
 
-def _read_finished(folder: Path, ref_type: type[RefT]) -> tuple[RefT, StageCost] | None:
+def _read_finished(folder: Path, ref_type: type[RefT]) -> RefT | None:
     """None where the stage did not finish, or where a file it wrote is gone or has other bytes."""
     try:
         marker = json.loads((folder / ".stage.json").read_text())
@@ -217,7 +209,7 @@ def _read_finished(folder: Path, ref_type: type[RefT]) -> tuple[RefT, StageCost]
             if (folder / name).stat().st_size != size or file_sha256(folder / name) != sha256:
                 log.warning("%s: %s has other bytes than it was written with, computing again", folder.name, name)
                 return None
-        return TypeAdapter(ref_type).validate_python(marker["ref"]), StageCost(**marker["cost"])
+        return TypeAdapter(ref_type).validate_python(marker["ref"])
     except FileNotFoundError:
         return None
 

@@ -7,6 +7,7 @@ from prefect import task
 
 from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
 from tasks.publish.night import find_published, publish_night
+from tasks.run import measured
 from tasks.store import open_store
 
 
@@ -27,4 +28,5 @@ def publish(
     now = datetime.now(UTC)
     attempt = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
     store = open_store(run.store_uri)
-    return publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)
+    with measured(run, "publish"):
+        return publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)

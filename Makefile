@@ -1,0 +1,45 @@
+# `make help` lists what there is. Python 3.11 and make are all that has to be on the machine.
+
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
+BIN := .venv/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help nightly test lint types bench-night up down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/runtime: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Nightgraph needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the locked versions into .venv (a few minutes the first time)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/runtime
+	@echo "installing what tests and checks need"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+nightly: .venv/runtime ## a whole night; RATINGS= ITEMS= STORE= AS_OF= RANKS= K= FORCE=1 SET="group.field=value ..."
+	@$(BIN)/python -m flows.by_hand \
+	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(ITEMS),--items "$(ITEMS)") $(if $(STORE),--store "$(STORE)") \
+	  $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(RANKS),--ranks "$(RANKS)") $(if $(K),--k "$(K)") \
+	  $(if $(filter 1 yes true,$(FORCE)),--force) $(if $(SET),--set $(SET))
+
+test: .venv/dev ## every test: units, behaviour, Prefect, S3, two training ranks
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev ## style and imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: .venv/dev ## type checker
+	@$(BIN)/mypy
+
+clean: ## remove what nights, servers and checks left (keeps .venv)
+	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,90 @@
+"""The night as a Markdown artifact: counts, metrics, verdict, where the output is. No user's id stands in it."""
+
+from tasks.contracts import Measured, Night
+
+MODEL_NAMES = {"lightgcn": "**LightGCN**", "popularity": "popularity", "item_knn": "item-kNN"}
+
+
+def to_markdown(night: Night) -> str:
+    """What a person reads in the dashboard the next morning."""
+    return "\n\n".join([_headline(night), _where(night), _rows(night), _metrics(night), _gate(night), _costs(night)])
+
+
+def _headline(night: Night) -> str:
+    if night.published is None:
+        return f"# Night of {night.as_of}: **refused**, nothing was published"
+    fate = "live" if night.published.is_latest else "published, not live (a newer night is)"
+    return f"# Night of {night.as_of}: version {night.published.version}, {fate}"
+
+
+def _where(night: Night) -> str:
+    if night.published is None:
+        return f"The recommendations that were live in `{night.store_uri}` still are."
+    lists = night.recommendations
+    return (
+        f"{lists.rows:,} rows for {lists.users:,} users, {lists.k} items each, in {len(lists.parts)} files. "
+        f"Readers open `{night.published.latest_uri}`; the commit is `{night.published.commit_uri}`."
+    )
+
+
+def _rows(night: Night) -> str:
+    found, graph = night.interactions, night.graph
+    lines = [
+        ("rows in", found.rows_in),
+        *((f"quarantined: {rule}", count) for rule, count in found.quarantined.items() if count),
+        ("older events of the same pair", found.duplicate),
+        ("seen, below the threshold", found.below_threshold),
+        ("**likes**", found.kept),
+        ("likes that train the judged fit", graph.num_train),
+        ("likes that choose its epochs", graph.num_validation),
+        ("likes that judge it", graph.num_test),
+    ]
+    table = "\n".join(f"| {name} | {count:,} |" for name, count in lines)
+    tiers = ", ".join(f"{count:,} {tier}" for tier, count in night.recommendations.rows_by_tier.items())
+    return (
+        f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items. "
+        f"Recommended rows by tier: {tiers}. {night.recommendations.users_without_a_trained_row:,} users have no "
+        f"trained row; {night.recommendations.short_lists:,} lists are shorter than {night.recommendations.k}."
+    )
+
+
+def _metrics(night: Night) -> str:
+    evaluation = night.evaluation
+    lines = [
+        f"| {MODEL_NAMES[score.model]} | {score.part} | {score.num_users:,} | {_interval(score.recall)} "
+        f"| {_interval(score.ndcg)} | {score.coverage:.1%} |"
+        for score in evaluation.scores
+    ]
+    history = evaluation.users_by_history
+    by_history = "; ".join(
+        f"{MODEL_NAMES[name]} {values['with_history']:.4f} with, {values['without_history']:.4f} without"
+        for name, values in evaluation.recall_by_history.items()
+    )
+    header = f"| model | part | users | recall@{evaluation.k} (95 %) | ndcg@{evaluation.k} (95 %) | coverage |"
+    return (
+        f"## Quality ({night.graph.split})\n\n{header}\n|---|---|---:|---:|---:|---:|\n"
+        + "\n".join(lines)
+        + f"\n\nTest users: {history['with_history']:,} with a history, {history['without_history']:,} without. "
+        f"Their recall: {by_history}. The judged fit has not seen validation or test; the served one has the same "
+        f"{night.fitted.epochs} epochs on all likes."
+    )
+
+
+def _interval(value: Measured) -> str:
+    return f"{value.mean:.4f} ({value.low:.4f} to {value.high:.4f})"
+
+
+def _gate(night: Night) -> str:
+    lines = [f"| {c.gate} | {'passed' if c.passed else '**refused**'} | {c.detail} |" for c in night.verdict.checks]
+    text = "## Gate\n\n| check | | found |\n|---|---|---|\n" + "\n".join(lines)
+    if night.verdict.overridden:
+        text += f"\n\nOverridden: {night.verdict.overridden}, because: {night.verdict.override_reason}"
+    return text
+
+
+def _costs(night: Night) -> str:
+    lines = [
+        f"| {c.stage} | {'reused' if c.reused else f'{c.seconds:.1f} s'} | {c.peak_bytes / 2**20:,.0f} MiB |"
+        for c in night.costs
+    ]
+    return "## Stages\n\n| stage | time | peak memory |\n|---|---:|---:|\n" + "\n".join(lines)

@@ -1,0 +1,182 @@
+"""What a night started by hand looks like: lines while it works, a screen at its end."""
+
+import logging
+import time
+from urllib.parse import unquote
+
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from tasks.contracts import Measured, Night, Published
+from tasks.errors import NightError
+from tasks.report.people import Person
+
+MODEL_NAMES = {"lightgcn": "LightGCN", "popularity": "popularity", "item_knn": "item-kNN"}
+
+
+class Narrator(logging.Handler):
+    """Every line the rooms log, with the seconds since the start and the room's name."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+        self.started = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        room = record.name.removeprefix("nightgraph.")
+        line = Text.assemble(
+            (f"{time.monotonic() - self.started:6.1f} s  ", "dim"), (f"{room:<10}", "cyan"), record.getMessage()
+        )
+        if record.levelno >= logging.WARNING:
+            line.stylize("yellow")
+        self.console.print(line, soft_wrap=True)
+
+
+def night_screen(night: Night, people: list[Person], next_steps: list[tuple[str, str]]) -> Group:
+    """The rows' way, the metrics beside the baselines, the people, the files, and what to type next."""
+    published = night.published
+    assert published is not None
+    title = Text.assemble(
+        ("Nightgraph  ", "bold"), f"night of {night.as_of}, version {published.version}, ", (_fate(published), "green")
+    )
+    return Group(
+        "",
+        Panel(title, border_style="cyan"),
+        Columns([_rows_table(night), _stages_table(night)], padding=(0, 3)),
+        _metrics_table(night),
+        _remark(night),
+        "",
+        *[_person_panel(person) for person in people],
+        _files_panel(published),
+        _next_panel(next_steps),
+    )
+
+
+def already_screen(published: Published, next_steps: list[tuple[str, str]]) -> Group:
+    """Nothing new was published, and why."""
+    text = Text.assemble(
+        "The night of ",
+        (str(published.as_of), "bold"),
+        f" was published before as version {published.version}, from the same events, settings and code. ",
+        f"Nothing new was published; that version is {_fate(published)}.",
+    )
+    return Group("", Panel(text, border_style="cyan"), _files_panel(published), _next_panel(next_steps))
+
+
+def error_panel(error: BaseException) -> Panel:
+    """A named error says what to do; anything else is a fault of ours."""
+    if isinstance(error, NightError):
+        return Panel(Text(str(error)), title=f"[bold]{type(error).__name__}[/]", border_style="red")
+    text = (
+        f"{type(error).__name__}: {error}\nThis error has no name, so it is a fault of the job. Nothing was published."
+    )
+    return Panel(Text(text), title="[bold]Internal[/]", border_style="red")
+
+
+def _fate(published: Published) -> str:
+    return "live" if published.is_latest else "not live: a newer night is"
+
+
+def _rows_table(night: Night) -> Table:
+    found, graph, lists = night.interactions, night.graph, night.recommendations
+    table = Table(title="The rows' way", title_justify="left", box=None, show_header=False)
+    table.add_column(justify="right")
+    table.add_column()
+    for count, name in [
+        (found.rows_in, "events read"),
+        *((-count, f"quarantined: {rule}") for rule, count in found.quarantined.items() if count),
+        (-found.duplicate, "older events of the same pair"),
+        (-found.below_threshold, "seen, not liked"),
+        (found.kept, f"likes of {graph.num_users:,} users x {graph.num_items:,} items"),
+        (graph.num_train, "train the judged fit"),
+        (graph.num_validation, "choose its epochs"),
+        (graph.num_test, "judge it"),
+        (lists.rows, f"recommendations, {lists.k} for each user"),
+    ]:
+        style = "dim" if count < 0 else ""
+        table.add_row(f"{count:,}", name, style=style)
+    return table
+
+
+def _stages_table(night: Night) -> Table:
+    table = Table(title="Stages", title_justify="left", box=None)
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    table.add_column("peak MiB", justify="right")
+    for cost in night.costs:
+        seconds = "reused" if cost.reused else f"{cost.seconds:.1f}"
+        table.add_row(cost.stage, seconds, "" if cost.reused else f"{cost.peak_bytes / 2**20:,.0f}")
+    return table
+
+
+def _metrics_table(night: Night) -> Table:
+    evaluation = night.evaluation
+    table = Table(
+        title=f"How good: test users of the {night.graph.split} split, full catalogue, 95 % intervals",
+        title_justify="left",
+        box=None,
+    )
+    for name in ("", f"recall@{evaluation.k}", f"ndcg@{evaluation.k}", "coverage", "users"):
+        table.add_column(name, justify="right" if name else "left")
+    for score in evaluation.scores:
+        if score.part == "test":
+            table.add_row(
+                MODEL_NAMES[score.model],
+                _interval(score.recall),
+                _interval(score.ndcg),
+                f"{score.coverage:.0%}",
+                f"{score.num_users:,}",
+                style="bold" if score.model == "lightgcn" else "",
+            )
+    return table
+
+
+def _interval(value: Measured) -> str:
+    return f"{value.mean:.4f} ({value.low:.4f}-{value.high:.4f})"
+
+
+def _remark(night: Night) -> Text:
+    """The comparison in words, also where it is not flattering. A rival within our interval is level, not beaten."""
+    recall = {score.model: score.recall for score in night.evaluation.scores if score.part == "test"}
+    ours = recall.pop("lightgcn")
+    words = []
+    for model, theirs in recall.items():
+        relation = "level with" if ours.low <= theirs.mean <= ours.high else "behind"
+        if theirs.mean < ours.low:
+            relation = "ahead of"
+        words.append(f"{relation} {MODEL_NAMES[model]}")
+    behind = any(word.startswith("behind") for word in words)
+    return Text("LightGCN is " + " and ".join(words) + " on test recall.", "yellow" if behind else "green")
+
+
+def _person_panel(person: Person) -> Panel:
+    table = Table(box=None, expand=True)
+    table.add_column(f"liked lately ({person.num_likes} likes in all)", ratio=1, style="dim")
+    table.add_column("gets", ratio=1)
+    for line in range(max(len(person.liked), len(person.gets))):
+        liked = person.liked[line] if line < len(person.liked) else ""
+        title, tier = person.gets[line] if line < len(person.gets) else ("", "graph")
+        table.add_row(Text(liked), Text(title + ("" if tier == "graph" else f"  ({tier})")))
+    return Panel(table, title=Text(f"user {person.user_id}"), title_align="left")
+
+
+def _files_panel(published: Published) -> Panel:
+    text = Text.assemble(
+        ("LATEST  ", "dim"), unquote(published.latest_uri), "\n", ("commit  ", "dim"), unquote(published.commit_uri)
+    )
+    for uri in published.files[:3]:
+        text.append("\nrows    ", "dim")
+        text.append(uri)
+    if len(published.files) > 3:
+        text.append(f"\n        and {len(published.files) - 3} more files", "dim")
+    return Panel(text, title="Where it is", title_align="left")
+
+
+def _next_panel(next_steps: list[tuple[str, str]]) -> Panel:
+    table = Table(box=None, show_header=False)
+    for command, what in next_steps:
+        table.add_row(Text(command, "bold"), Text(what, "dim"))
+    return Panel(table, title="What to type next", title_align="left")
