@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
+import aiohttp
 import botocore.exceptions
 import s3fs
 from fsspec.asyn import sync
@@ -40,12 +41,14 @@ from tasks.errors import (
     StoreNotFound,
     StoreUnavailable,
     StoreUnsafe,
+    UploadCorrupt,
 )
 
 # Not one random key a probe: a fixed one is never deleted, so the job's role needs no right to delete.
 PROBE_KEY = "_meta/probe"
 NO_SUCH_ETAG = '"00000000000000000000000000000000"'
-CONFLICT_ATTEMPTS = 5
+SDK_TRIES = 4  # of 3 s to connect and a few seconds between: an unreachable store is known in under 20 s
+ATTEMPTS = 5  # where the SDK does not repeat by itself
 RESULT = TypeVar("RESULT")
 
 
@@ -362,14 +365,14 @@ class S3Store:
                 raise RunConfigError(f"{variable} holds credentials. Set AWS_ACCESS_KEY_ID and its fellows instead.")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        # The SDK repeats (s3fs would again, on top): at most 4 tries of 3 s to connect, and a few seconds between.
+        # Only the SDK repeats; s3fs would again, on top.
         self._s3 = s3fs.S3FileSystem(
             skip_instance_cache=True,
             use_listings_cache=False,
             config_kwargs={
                 "connect_timeout": 3,
                 "read_timeout": 30,
-                "retries": {"mode": "standard", "total_max_attempts": 4},
+                "retries": {"mode": "standard", "total_max_attempts": SDK_TRIES},
             },
         )
         self._s3.retries = 1
@@ -410,7 +413,7 @@ class S3Store:
         name = self._key(key)
         if isinstance(source, Path) and source.stat().st_size > ONE_PUT_BYTES:
             large = str(source)
-            self._retrying_conflicts(
+            self._repeating(
                 key, lambda: self._s3._put_file(large, f"{self._bucket}/{name}", mode="create", chunksize=ONE_PUT_BYTES)
             )
             return str(self._ask("head_object", key, Key=name)["ETag"])
@@ -427,7 +430,7 @@ class S3Store:
         return self._prefix + _checked_key(key)
 
     def _ask(self, operation: str, key: str, **parameters: Any) -> dict[str, Any]:
-        return self._retrying_conflicts(
+        return self._repeating(
             key, lambda: self._s3._call_s3(operation, Bucket=self._bucket, **parameters), **parameters
         )
 
@@ -439,17 +442,16 @@ class S3Store:
             async with answer["Body"] as body:
                 return await body.read(), answer["ETag"]
 
-        return self._retrying_conflicts(key, get, **parameters)
+        return self._repeating(key, get, **parameters)
 
-    def _retrying_conflicts(self, key: str, ask: Callable[[], Awaitable[RESULT]], **parameters: Any) -> RESULT:
-        """A 409 says that two conditional writes met and neither was judged: ask again. A cut body: read again."""
-        for attempt in range(CONFLICT_ATTEMPTS):
+    def _repeating(self, key: str, ask: Callable[[], Awaitable[RESULT]], **parameters: Any) -> RESULT:
+        """A 409 says that two conditional writes met and neither was judged. A body can be cut or change on its way."""
+        for attempt in range(ATTEMPTS):
             try:
                 return sync(self._s3.loop, ask)
             except Exception as error:
                 status, code = _status_and_code(error)
-                last = attempt == CONFLICT_ATTEMPTS - 1
-                if not last and (status == 409 or isinstance(error, botocore.exceptions.IncompleteReadError)):
+                if attempt < ATTEMPTS - 1 and (status == 409 or isinstance(error, BODY_ERRORS)):
                     time.sleep(0.1 * 2**attempt)
                     continue
                 if (named := self._named(error, status, code, key, parameters)) is None:
@@ -494,6 +496,11 @@ class S3Store:
                 f"no usable credentials for {self.uri} ({what}). Nothing was read or published. "
                 "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role."
             )
+        if isinstance(error, botocore.exceptions.FlexibleChecksumError):
+            return UploadCorrupt(
+                f"{place} is not what was written: its bytes do not have the checksum that the store keeps, in "
+                f"{ATTEMPTS} readings. Nothing was published from it. Write the object again."
+            )
         if isinstance(error, CONNECTION_ERRORS):
             return self._unavailable(place, what)
         if isinstance(error, ValueError) and "endpoint" in str(error).lower():
@@ -508,6 +515,12 @@ class S3Store:
         )
 
 
+BODY_ERRORS = (
+    aiohttp.ClientPayloadError,
+    botocore.exceptions.FlexibleChecksumError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+)
 CREDENTIAL_ERRORS = (
     botocore.exceptions.NoCredentialsError,
     botocore.exceptions.PartialCredentialsError,
@@ -516,7 +529,7 @@ CREDENTIAL_ERRORS = (
     botocore.exceptions.TokenRetrievalError,
 )
 # BotoCoreError: endpoint, DNS, TLS, timeouts, cut or unreadable answers. OSError: what the socket says by itself.
-CONNECTION_ERRORS = (botocore.exceptions.BotoCoreError, OSError)
+CONNECTION_ERRORS = (botocore.exceptions.BotoCoreError, aiohttp.ClientError, OSError)
 
 
 def _status_and_code(error: Exception) -> tuple[int, str]:

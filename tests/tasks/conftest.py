@@ -4,7 +4,6 @@ import http.client
 import re
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -49,7 +48,7 @@ class Request:
     method: str
     path: str
     conditional: bool
-    number: int  # among the conditional PUTs, counted from 1, a repeated one too
+    number: int  # among the conditional PUTs, counted from 1, a repeated one too; 0: another request
 
 
 @dataclass
@@ -57,7 +56,7 @@ class FaultProxy:
     """Forwards to the S3 server, one request at a time, and breaks what `fault` says.
 
     A fault is "strip conditions", "lose answer" (the server has done it, the client never hears), "flip a byte",
-    "stall", or an HTTP status with an S3 code, as in "503 SlowDown".
+    "cut answer", or an HTTP status with an S3 code, as in "503 SlowDown".
     """
 
     server_url: str
@@ -81,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert "Transfer-Encoding" not in headers, "the proxy does not know chunked bodies"
         conditional = self.command == "PUT" and any(name.lower() in CONDITIONS for name in headers)
         with proxy.lock:
-            number = len(proxy.conditional_puts()) + 1
+            number = len(proxy.conditional_puts()) + 1 if conditional else 0
             request = Request(self.command, self.path, conditional, number)
             proxy.requests.append(request)
             fault = proxy.fault(request) or ""
@@ -90,8 +89,6 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
                 self._send(status, {"Content-Type": "application/xml"}, answer)
                 return
-            if fault == "stall":
-                time.sleep(0.5)
             if fault == "strip conditions":
                 headers = {name: value for name, value in headers.items() if name.lower() not in CONDITIONS}
             if fault == "flip a byte":
@@ -99,6 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer_headers, answer = self._forward(headers, body)
         if fault == "lose answer":
             self.close_connection = True
+            return
+        if fault == "cut answer":
+            self.close_connection = True
+            half = answer[: len(answer) // 2]
+            answer_headers["Content-Length"] = str(len(answer))
+            self._send(status, answer_headers, half, cut=True)
             return
         self._send(status, answer_headers, answer)
 
@@ -111,12 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _send(self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                 self.send_header(name, value)
-        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" or cut else str(len(body))
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
