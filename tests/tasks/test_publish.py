@@ -1,6 +1,7 @@
 """Publishing: one commit whatever happens, told truthfully, and LATEST.json that only moves on."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from datetime import date
@@ -13,6 +14,7 @@ from tasks.errors import (
     CountsDisagree,
     GateRefused,
     ManifestInvalid,
+    ObjectNotFound,
     PublishConflict,
     PublishUnresolved,
     StoreDenied,
@@ -121,8 +123,11 @@ def test_a_night_that_died_before_its_commit_was_never_there(make_night, store_u
         broken.setattr(night, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             make_night(store_uri).publish()
+    with pytest.raises(ObjectNotFound, match="nothing has been published"):
+        open_latest(store_uri)
     assert find_published(open_store(store_uri), make_night(store_uri).run) is None
-    assert make_night(store_uri).publish().version == 1
+    published = make_night(store_uri).publish()
+    assert (published.version, published.is_latest) == (1, True)
     assert open_latest(store_uri, verify=True).scan().collect().height == 24
 
 
@@ -245,7 +250,9 @@ def test_a_commit_whose_every_answer_is_lost_is_found_by_reading(make_night, fau
     fault_proxy.fault = lambda request: "lose answer" if is_commit(request) else None
     published = make_night(s3_store).publish()
     assert (published.already, published.version) == (False, 1)
-    assert len(commits(s3_store)) == 1
+    forced = make_night(s3_store, force=True).publish()
+    assert (forced.already, forced.version) == (False, 2)
+    assert len(commits(s3_store)) == 2
 
 
 def test_a_commit_that_never_arrives_is_unresolved_until_the_rerun(make_night, fault_proxy, s3_store, hasty):
@@ -294,3 +301,11 @@ def test_a_latest_that_cannot_be_moved_is_moved_by_the_rerun(make_night, fault_p
     fault_proxy.fault = lambda request: None
     again = make_night(s3_store).publish()
     assert (again.already, again.is_latest, again.version) == (True, True, 1)
+
+
+def test_an_attempt_is_named_by_its_time_and_eight_random_digits(make_night, tmp_path):
+    from tasks.publish.task import publish  # costs Prefect's import, so only here
+
+    one = make_night(str(tmp_path / "store"))
+    published = publish.fn(one.run, one.fitted, one.evaluation, one.recommendations, one.verdict)
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", published.attempt)
