@@ -81,7 +81,7 @@ def commit(
             return standing
         raise PublishConflict(
             f"version {manifest.version} of {manifest.as_of} was published by another night (attempt "
-            f"{standing.attempt}, {standing.created_at:%Y-%m-%d %H:%M} UTC) while this one ({manifest.attempt}) worked. "
+            f"{standing.attempt}, {standing.created_at:%Y-%m-%d %H:%M} UTC) while this one ({manifest.attempt}) ran. "
             "That version stays live, nothing of it was touched. Run again to publish on top of it."
         )
     raise PublishUnresolved(
