@@ -41,5 +41,11 @@ lint: .venv/dev ## style and imports
 types: .venv/dev ## type checker
 	@$(BIN)/mypy
 
+up: .venv/runtime ## dashboard, schedule and worker on this machine; PORT= STORE=
+	@$(BIN)/python deploy/stack.py up $(if $(PORT),--port "$(PORT)") $(if $(STORE),--store "$(STORE)")
+
+down: .venv/runtime ## stop what `make up` started; data stays
+	@$(BIN)/python deploy/stack.py down
+
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
