@@ -1,0 +1,68 @@
+"""Recall and NDCG against the reference's, and an interval that is what it says."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.graph import interactions_by_user
+from models.metrics import bootstrap_interval, hits, ndcg, recall
+from models.topk import NO_ITEM
+from tests.worlds import random_likes
+
+USERS, ITEMS = 30, 50
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_recall_and_ndcg_are_the_references(k: int) -> None:
+    from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
+
+    rng = np.random.default_rng(k)
+    target_UI = random_likes(rng, USERS, ITEMS, 0.1)
+    target_UI[:, 0] |= ~target_UI.any(axis=1)  # everybody who is judged has a target
+    target = interactions_by_user(*np.nonzero(target_UI), num_users=USERS)
+    item_BK = np.argsort(rng.random((USERS, ITEMS)), axis=1)[:, :k].astype(np.int32)
+    hit_BK = hits(item_BK, np.arange(USERS), target, ITEMS)
+    for ours, reference in ((recall, LinkPredRecall(k)), (ndcg, LinkPredNDCG(k))):
+        edges = torch.from_numpy(np.stack(np.nonzero(target_UI)))
+        reference.update(torch.from_numpy(item_BK.astype(np.int64)), edges)
+        assert ours(hit_BK, target.counts()).mean() == pytest.approx(reference.compute().item(), abs=1e-6)
+
+
+def test_a_hit_is_a_target_of_that_user_whatever_the_order_of_users() -> None:
+    rng = np.random.default_rng(1)
+    target_UI = random_likes(rng, USERS, ITEMS, 0.1)
+    users = rng.permutation(USERS)[:11]
+    item_BK = rng.integers(0, ITEMS, (11, 7)).astype(np.int32)
+    target = interactions_by_user(*np.nonzero(target_UI), num_users=USERS)
+    np.testing.assert_array_equal(hits(item_BK, users, target, ITEMS), target_UI[users[:, None], item_BK])
+
+
+def test_a_missing_item_is_no_hit() -> None:
+    """Not even where the row before it ends with the catalogue's last item."""
+    target = interactions_by_user(np.array([0, 1]), np.array([ITEMS - 1, 3]), num_users=2)
+    item_BK = np.array([[NO_ITEM, NO_ITEM], [NO_ITEM, 3]], dtype=np.int32)
+    assert hits(item_BK, np.array([0, 1]), target, ITEMS).tolist() == [[False, False], [False, True]]
+
+
+def test_a_perfect_list_has_ndcg_one_even_if_it_is_too_short_for_all_targets() -> None:
+    assert ndcg(np.ones((1, 3), dtype=bool), np.array([10])).tolist() == [1.0]
+    assert recall(np.ones((1, 3), dtype=bool), np.array([10])).tolist() == [0.3]
+
+
+def test_the_interval_covers_the_mean_and_is_the_same_every_time() -> None:
+    value_B = np.random.default_rng(0).random(200)
+    mean, low, high = bootstrap_interval(value_B, resamples=300, seed=1)
+    assert low < mean < high
+    assert mean == pytest.approx(value_B.mean())
+    assert (mean, low, high) == bootstrap_interval(value_B, resamples=300, seed=1)
+
+
+def test_the_interval_is_as_wide_as_statistics_says() -> None:
+    value_B = np.random.default_rng(0).normal(size=2000)
+    _, low, high = bootstrap_interval(value_B, resamples=1000, seed=1)
+    assert high - low == pytest.approx(2 * 1.96 * value_B.std() / np.sqrt(2000), rel=0.1)
+
+
+def test_a_constant_has_no_width() -> None:
+    assert bootstrap_interval(np.full(10, 0.25), resamples=100, seed=0) == (0.25, 0.25, 0.25)
+    assert bootstrap_interval(np.array([0.5]), resamples=100, seed=0) == (0.5, 0.5, 0.5)

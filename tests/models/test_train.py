@@ -1,0 +1,180 @@
+"""Training, alone and on two ranks that talk: the same tastes, the same curve, the same bytes when repeated."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from models.distributed import Ranks
+from models.graph import load_csr
+from models.rivals import popularity
+from models.topk import inner_product_scorer, top_k
+from models.train import Diverged, Fit, Spec, Validation, fit
+from tasks.contracts import Graph
+from tests.worlds import World, build_graph_of, spec_for, two_taste_world
+
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+# Root mean square of the entrywise difference, over the root mean square of the embeddings. Ranks change the order
+# in which likes are added up, nothing else; six epochs of Adam leave less than this of it.
+RMS_OF_TWO_RANKS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return two_taste_world()
+
+
+@pytest.fixture(scope="module")
+def graph(world: World, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return build_graph_of(world.seen, tmp_path_factory.mktemp("graph"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    result: dict[str, dict]
+
+    def tables(self, which: str) -> dict[str, np.ndarray]:
+        return load_file(self.folder / f"{which}.safetensors")
+
+    def losses(self, which: str) -> list[float]:
+        return [epoch["loss"] for epoch in self.result[which]["curve"]]
+
+
+def train_in_processes(spec: Spec, *, ranks: int) -> Trained:
+    """The command that runs by hand too."""
+    spec_path = Path(spec.output_folder) / "spec.json"
+    spec_path.write_text(json.dumps(asdict(spec)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "models.train", str(spec_path)]
+    environment = {k: v for k, v in os.environ.items() if k != "NIGHTGRAPH_PARENT_PID"}
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(PROJECT_ROOT)}
+    finished = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment, timeout=120, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return Trained(Path(spec.output_folder), json.loads((Path(spec.output_folder) / "result.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def one_rank(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train_in_processes(spec_for(graph, tmp_path_factory.mktemp("one")), ranks=1)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train_in_processes(spec_for(graph, tmp_path_factory.mktemp("two")), ranks=2)
+
+
+@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])
+def test_what_is_recommended_is_of_the_users_taste(
+    ranks: str, graph: Graph, request: pytest.FixtureRequest
+) -> None:
+    trained: Trained = request.getfixturevalue(ranks)
+    tables = trained.tables("served")
+    liked = load_csr(graph.folder, "liked_all")
+    scorer = inner_product_scorer(
+        torch.from_numpy(tables["user_UD"]),
+        torch.from_numpy(tables["item_ID"]),
+        liked.counts() > 0,
+        popularity(liked, graph.num_items) > 0,
+    )
+    (block,) = top_k(
+        scorer,
+        popularity(liked, graph.num_items),
+        users=np.arange(graph.num_users),
+        seen=load_csr(graph.folder, "seen_all"),
+        k=10,
+        item_rank_I=np.arange(graph.num_items),
+    )
+    own_taste = block.item_BK % 2 == block.users[:, None] % 2  # rows are in the order of ids: even and odd
+    assert own_taste.mean() > 0.97, "each user has 18 unseen items of their taste and 27 of the other"
+
+
+def test_two_ranks_learn_what_one_rank_learns(one_rank: Trained, two_ranks: Trained) -> None:
+    assert two_ranks.result["ranks"] == 2
+    for which in ("judged", "served"):
+        for name, table in one_rank.tables(which).items():
+            difference = two_ranks.tables(which)[name] - table
+            assert np.sqrt((difference**2).mean()) <= RMS_OF_TWO_RANKS * np.sqrt((table**2).mean())
+        np.testing.assert_allclose(two_ranks.losses(which), one_rank.losses(which), rtol=1e-4)
+        assert two_ranks.result[which]["epochs"] == one_rank.result[which]["epochs"]
+
+
+def test_the_loss_falls(two_ranks: Trained) -> None:
+    losses = two_ranks.losses("judged")
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_two_ranks_write_the_same_bytes_again(
+    graph: Graph, two_ranks: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    again = train_in_processes(spec_for(graph, tmp_path_factory.mktemp("again")), ranks=2)
+    for which in ("judged", "served"):
+        name = f"{which}.safetensors"
+        assert (again.folder / name).read_bytes() == (two_ranks.folder / name).read_bytes()
+
+
+def test_the_served_fit_takes_the_epochs_that_the_judged_fit_found(one_rank: Trained) -> None:
+    judged, served = one_rank.result["judged"], one_rank.result["served"]
+    looks = {e["epoch"]: e["validation_recall"] for e in judged["curve"] if e["validation_recall"] is not None}
+    assert judged["epochs"] == max(looks, key=lambda epoch: (looks[epoch], -epoch)), "the first best look"
+    assert served["epochs"] == judged["epochs"] == len(served["curve"])
+    assert all(epoch["validation_recall"] is None for epoch in served["curve"])
+
+
+def test_training_stops_when_recall_has_not_risen_for_patience_looks(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path, max_epochs=200, patience=2, validate_every=3)
+    judged = fit(spec, ALONE, "judged", epochs=200, validation=Validation(spec))
+    assert len(judged.curve) == judged.epochs + 2 * 3 < 200
+
+
+def test_the_judged_file_holds_the_best_look_not_the_last(graph: Graph, tmp_path: Path) -> None:
+    """The learning rate follows max_epochs, so training of just so many epochs takes the same path."""
+    spec = spec_for(graph, tmp_path / "all", max_epochs=40, patience=3, validate_every=1)
+    judged = fit(spec, ALONE, "judged", epochs=40, validation=Validation(spec))
+    assert len(judged.curve) > judged.epochs
+    shorter = spec_for(graph, tmp_path / "short", max_epochs=40, patience=3, validate_every=1)
+    fit(shorter, ALONE, "judged", epochs=judged.epochs, validation=None)
+    assert (tmp_path / "all/judged.safetensors").read_bytes() == (tmp_path / "short/judged.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:
+    def losses(seed: int) -> list[float]:
+        spec = spec_for(graph, tmp_path / str(seed), seed=seed, max_epochs=1)
+        result: Fit = fit(spec, ALONE, "served", epochs=1, validation=None)
+        return [epoch.loss for epoch in result.curve]
+
+    assert losses(1) != losses(2)
+
+
+def test_a_loss_that_is_no_number_ends_the_fit(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path, learning_rate=1e38)
+    with pytest.raises(Diverged, match=r"the loss of the judged fit is (nan|inf) in epoch 1 of 6"):
+        fit(spec, ALONE, "judged", epochs=6, validation=Validation(spec))
+
+
+def test_users_and_items_that_only_the_future_knows_do_not_disturb_the_judged_fit(tmp_path: Path) -> None:
+    """The last users and items appear in the last hour only: the train part has empty rows for them."""
+    world = two_taste_world()
+    late = world.seen["timestamp_us"].max()
+    assert isinstance(late, int)
+    newcomers = world.seen.head(6).with_columns(
+        user_id=world.seen["user_id"].head(6).str.replace("u", "v"),
+        item_id=world.seen["item_id"].head(6).str.replace("i", "j"),
+        timestamp_us=world.seen["timestamp_us"].head(6) * 0 + late + 1,
+        liked=world.seen["liked"].head(6) | True,
+    )
+    graph = build_graph_of(world.seen.vstack(newcomers).sort("user_id", "item_id"), tmp_path / "graph")
+    spec = spec_for(graph, tmp_path / "fit", max_epochs=2)
+    judged = fit(spec, ALONE, "judged", epochs=2, validation=Validation(spec))
+    assert all(np.isfinite(epoch.loss) for epoch in judged.curve)
+    assert all(np.isfinite(table).all() for table in load_file(tmp_path / "fit" / "judged.safetensors").values())

@@ -1,0 +1,114 @@
+"""Worlds whose answer is known, for every room: who likes what is decided here, so a test knows what must come out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from models.graph import load_csr
+from models.train import Spec
+from tasks.contracts import Graph
+from tasks.graph.edges import write_graph
+from tasks.graph.ids import number_ids, save_ids
+from tasks.graph.split import split_by_time
+
+NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
+
+
+@dataclass(frozen=True)
+class World:
+    """Events as ingest leaves them (one row a pair, sorted by ids), and each user's and item's hidden taste, by id."""
+
+    seen: pl.DataFrame
+    taste_of_user: dict[object, int]
+    taste_of_item: dict[object, int]
+
+
+def two_taste_world(*, seed: int = 0, integer_ids: bool = False) -> World:
+    """Two groups of users, two groups of items: everybody likes 12 of their taste's 30 items and nothing else.
+
+    Likes come in random order over a year. Three items of the other taste are met and not liked.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(NUM_USERS):
+        own = rng.permutation(np.arange(user % 2, NUM_ITEMS, 2))[:LIKES]
+        other = rng.permutation(np.arange(1 - user % 2, NUM_ITEMS, 2))[:3]
+        rows += [(user, item, True) for item in own] + [(user, item, False) for item in other]
+    users, items, liked = zip(*rows, strict=True)
+    when = rng.permutation(len(rows)) * 1_000_000 * 3600
+    seen = pl.DataFrame(
+        {
+            "user_id": pl.Series([name("u", user, integer_ids) for user in users]),
+            "item_id": pl.Series([name("i", int(item), integer_ids) for item in items]),
+            "timestamp_us": pl.Series(when, dtype=pl.Int64),
+            "liked": pl.Series(liked),
+        }
+    ).sort("user_id", "item_id")
+    return World(
+        seen,
+        {name("u", user, integer_ids): user % 2 for user in range(NUM_USERS)},
+        {name("i", item, integer_ids): item % 2 for item in range(NUM_ITEMS)},
+    )
+
+
+def name(letter: str, number: int, integer_ids: bool) -> object:
+    return number if integer_ids else f"{letter}{number:03d}"
+
+
+def build_graph_of(seen: pl.DataFrame, folder: Path, *, split: str = "global_time") -> Graph:
+    """The graph room's own path from pairs to arrays, without Prefect around it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs, user_ids, item_ids = number_ids(seen)
+    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    save_ids(folder, user_ids, item_ids)
+    fingerprint = write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
+    likes = {part: load_csr(folder, f"liked_{part}").counts() for part in ("train", "validation", "test", "all")}
+    return Graph(
+        folder=str(folder),
+        fingerprint=fingerprint,
+        split=split,
+        num_users=len(user_ids),
+        num_items=len(item_ids),
+        num_likes=int(likes["all"].sum()),
+        num_train=int(likes["train"].sum()),
+        num_validation=int(likes["validation"].sum()),
+        num_test=int(likes["test"].sum()),
+        num_validation_users=int((likes["validation"] > 0).sum()),
+        num_test_users=int((likes["test"] > 0).sum()),
+        num_test_users_with_history=int(((likes["test"] > 0) & (likes["train"] > 0)).sum()),
+    )
+
+
+def spec_for(graph: Graph, output_folder: Path, **changes: object) -> Spec:
+    """A short training on one thread: enough to learn two tastes, over in a second."""
+    output_folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, object] = {
+        "graph_folder": graph.folder,
+        "output_folder": str(output_folder),
+        "num_users": graph.num_users,
+        "num_items": graph.num_items,
+        "device": "cpu",
+        "threads": 1,
+        "k": 10,
+        "width": 8,
+        "layers": 2,
+        "temperature": 0.2,
+        "popularity_bias": 0.5,
+        "negatives": 16,
+        "batches_per_epoch": 4,
+        "max_epochs": 6,
+        "patience": 3,
+        "validate_every": 2,
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "seed": 2020,
+        "timeout_s": 60,
+    }
+    return Spec(**(settings | changes))  # type: ignore[arg-type]
+
+
+def random_likes(rng: np.random.Generator, num_users: int, num_items: int, share: float) -> np.ndarray:
+    """A dense (U, I) boolean matrix of likes; rows and columns may be empty."""
+    return rng.random((num_users, num_items)) < share
