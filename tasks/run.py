@@ -29,12 +29,13 @@ import psutil
 from pydantic import BaseModel, TypeAdapter
 
 from tasks.contracts import Run, StageCost
-from tasks.errors import DiskFull, NightInProgress
+from tasks.errors import DiskFull, NightInProgress, RunConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 STORE_VARIABLE = "NIGHTGRAPH_STORE"
 WORK_VARIABLE = "NIGHTGRAPH_WORK"
 UNFINISHED_NIGHTS_KEPT = 2
+SCRATCH_KEPT_S = 86_400
 
 log = logging.getLogger("nightgraph.run")
 RefT = TypeVar("RefT")
@@ -46,6 +47,15 @@ RefT = TypeVar("RefT")
 def decide_date(*, as_of: date | None, scheduled_on: date | None, last_event_at: datetime) -> date:
     """The parameter, else the day of the scheduled start (UTC), else the day after the last event. Never now()."""
     return as_of or scheduled_on or last_event_at.date() + timedelta(days=1)
+
+
+def ensure_not_in_future(as_of: date | None, *, today: date) -> None:
+    """LATEST only moves forward in time: a night of 2999 would stay live until then. Raises RunConfigError."""
+    if as_of is not None and as_of > today + timedelta(days=1):
+        raise RunConfigError(
+            f"as_of is {as_of}, and today is {today} (UTC). A night of the future would keep every later night from "
+            "going live. Nothing was started. Give a date up to tomorrow, or none."
+        )
 
 
 def code_version(root: Path = PROJECT_ROOT) -> str:
@@ -104,28 +114,31 @@ def hold_work_folder(run: Run) -> Iterator[None]:
                 f"another process on this machine is working on {run.as_of} of this store (lock {folder / 'lock'}). "
                 "Nothing was started. Wait for it, or cancel it, then run again."
             ) from None
-        _drop_old_unfinished_nights(folder)
+        _drop_old_nights(folder)
         yield
 
 
 def clear_work_folder(run: Run) -> None:
-    """After a success: the store holds what counts, so every stage's scratch goes. The lock file stays, it is empty."""
+    """After a success the store holds what counts, so all scratch goes. The lock stays: it is held, and empty."""
     for path in Path(run.work_folder).iterdir():
         if path.is_dir():
             shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
 
 
-def _drop_old_unfinished_nights(current: Path) -> None:
-    """Keep the newest few nights that failed, for their rerun; scratch space is bounded by their number."""
-    others = sorted((p for p in current.parent.iterdir() if p.is_dir() and p != current), reverse=True)
-    stale = [p for p in others if any(child.is_dir() for child in p.iterdir())][UNFINISHED_NIGHTS_KEPT:]
-    for folder in stale:
+def _drop_old_nights(current: Path) -> None:
+    """Keep the newest few other nights for their rerun, and whatever was touched within a day; drop older scratch."""
+    others = sorted((path for path in current.parent.iterdir() if path.is_dir() and path != current), reverse=True)
+    for folder in others[UNFINISHED_NIGHTS_KEPT:]:
+        if time.time() - folder.stat().st_mtime < SCRATCH_KEPT_S:
+            continue  # a night that is just being opened holds no lock yet
         with open(folder / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # that night is running
-            log.info("dropping the scratch of the unfinished night %s", folder.name)
+            log.info("dropping the scratch of the night of %s", folder.name)
             shutil.rmtree(folder)
 
 

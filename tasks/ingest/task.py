@@ -2,7 +2,7 @@
 
 import logging
 import os
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from prefect import task
@@ -13,7 +13,7 @@ from tasks.contracts import Interactions, Run
 from tasks.ingest.inspection import inspect_files, pinned_while_reading
 from tasks.ingest.interactions import digest
 from tasks.ingest.opening import DEFAULT_STORE, DEFAULT_WORK, ensure_room, plan_run, read_pinned
-from tasks.run import STORE_VARIABLE, WORK_VARIABLE, code_version, finish_stage
+from tasks.run import STORE_VARIABLE, WORK_VARIABLE, code_version, ensure_not_in_future, finish_stage
 from tasks.store import open_store
 
 log = logging.getLogger("nightgraph.ingest")
@@ -22,6 +22,7 @@ log = logging.getLogger("nightgraph.ingest")
 @task(persist_result=False, result_serializer="json")
 def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
     """Pin the inputs and decide the date: the parameter, else the scheduled day (UTC), else after the last event."""
+    ensure_not_in_future(as_of, today=datetime.now(UTC).date())
     return plan_run(
         open_store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)),
         config,
