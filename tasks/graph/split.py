@@ -15,15 +15,15 @@ def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, t
     part                     train, validation or test for a like; null for a pair that is only seen
     seen_before_validation   the user had met the item before their validation likes begin
     seen_before_test         the same for test
+
+    Raises GraphTooSmall where a part would be empty: such a night could not learn, or not be judged.
     """
+    if not pairs["liked"].any():
+        raise GraphTooSmall("there is not one like to split. Nothing was published. More events are needed.")
     by = _parts_by_global_time if split == "global_time" else _parts_by_user_time
     parted = by(pairs, validation_share, test_share)
     _refuse_a_leak(parted, split)
-    if parted.filter(pl.col("part") == "train").is_empty():
-        raise GraphTooSmall(
-            f"the {split} split leaves none of {pairs['liked'].sum():,} likes to train on: too few different times. "
-            "Nothing was published. Use graph.split='per_user_time', smaller shares, or more days of events."
-        )
+    _refuse_an_empty_part(parted, split)
     return parted
 
 
@@ -80,6 +80,23 @@ def _parts_by_user_time(pairs: pl.DataFrame, validation_share: float, test_share
     return parted.with_columns(
         seen_before_validation=seen_before("validation", ["train"]),
         seen_before_test=seen_before("test", ["train", "validation"]),
+    )
+
+
+def _refuse_an_empty_part(parted: pl.DataFrame, split: str) -> None:
+    likes = {part: int((parted["part"] == part).sum()) for part in ("train", "validation", "test")}
+    if all(likes.values()):
+        return
+    what_to_do = (
+        "Likes of one instant stay together, and there are too few instants. Use graph.split='per_user_time', other "
+        "shares, or more days of events."
+        if split == "global_time"
+        else "Only a user with three likes or more is judged. Use graph.split='global_time', or more days of events."
+    )
+    raise GraphTooSmall(
+        f"the {split} split of {sum(likes.values()):,} likes leaves {likes['train']:,} to train on, "
+        f"{likes['validation']:,} for validation and {likes['test']:,} for test, and each needs some. "
+        f"Nothing was published. {what_to_do}"
     )
 
 

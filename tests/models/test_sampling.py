@@ -102,9 +102,7 @@ def test_the_ranks_mean_gradient_is_that_of_one_rank(liked: Csr, world: int) -> 
     table_ND = torch.randn(USERS + ITEMS, 8, generator=torch.Generator().manual_seed(0))
 
     def gradient(batch: Batch) -> torch.Tensor:
-        model = LightGCN(
-            table_ND.clone(), adjacency, torch.zeros(ITEMS), num_users=USERS, layers=2, temperature=0.2
-        )
+        model = LightGCN(table_ND.clone(), adjacency, torch.zeros(ITEMS), num_users=USERS, layers=2, temperature=0.2)
         model(batch).backward()
         assert model.table.grad is not None
         return model.table.grad

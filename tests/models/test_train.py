@@ -23,8 +23,8 @@ from tests.worlds import World, build_graph_of, spec_for, two_taste_world
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # Root mean square of the entrywise difference, over the root mean square of the embeddings. Ranks change the order
-# in which likes are added up, nothing else; six epochs of Adam leave less than this of it.
-RMS_OF_TWO_RANKS = 1e-4
+# in which likes are added up, nothing else: six epochs of Adam make at most 8e-7 of it here, a tenth of this.
+RMS_OF_TWO_RANKS = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,7 @@ def two_ranks(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 
 @pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])
-def test_what_is_recommended_is_of_the_users_taste(
-    ranks: str, graph: Graph, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_recommended_is_of_the_users_taste(ranks: str, graph: Graph, request: pytest.FixtureRequest) -> None:
     trained: Trained = request.getfixturevalue(ranks)
     tables = trained.tables("served")
     liked = load_csr(graph.folder, "liked_all")
@@ -105,13 +103,13 @@ def test_two_ranks_learn_what_one_rank_learns(one_rank: Trained, two_ranks: Trai
         for name, table in one_rank.tables(which).items():
             difference = two_ranks.tables(which)[name] - table
             assert np.sqrt((difference**2).mean()) <= RMS_OF_TWO_RANKS * np.sqrt((table**2).mean())
-        np.testing.assert_allclose(two_ranks.losses(which), one_rank.losses(which), rtol=1e-4)
+        np.testing.assert_allclose(two_ranks.losses(which), one_rank.losses(which), rtol=1e-5)
         assert two_ranks.result[which]["epochs"] == one_rank.result[which]["epochs"]
 
 
 def test_the_loss_falls(two_ranks: Trained) -> None:
     losses = two_ranks.losses("judged")
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_two_ranks_write_the_same_bytes_again(
@@ -157,7 +155,7 @@ def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_fit(graph: Graph, tmp_path: Path) -> None:
-    spec = spec_for(graph, tmp_path, learning_rate=1e38)
+    spec = spec_for(graph, tmp_path, temperature=1e-45)
     with pytest.raises(Diverged, match=r"the loss of the judged fit is (nan|inf) in epoch 1 of 6"):
         fit(spec, ALONE, "judged", epochs=6, validation=Validation(spec))
 

@@ -1,0 +1,97 @@
+"""From what the business calls things to rows, and from pairs to arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.graph import load_adjacency, load_csr
+from tasks.graph.ids import number_ids, save_ids
+from tasks.graph.split import split_by_time
+from tasks.run import read_ids
+from tests.worlds import build_graph_of, two_taste_world
+
+
+def pairs_of(users: list[object], items: list[object]) -> pl.DataFrame:
+    count = len(users)
+    return pl.DataFrame(
+        {"user_id": users, "item_id": items, "timestamp_us": list(range(count)), "liked": [True] * count},
+        schema_overrides={"timestamp_us": pl.Int64},
+    )
+
+
+def test_rows_are_numbered_in_the_order_of_ids_and_keep_the_order_of_pairs() -> None:
+    pairs, user_ids, item_ids = number_ids(pairs_of([30, 10, 20, 10], [7, 9, 7, 7]))
+    assert user_ids.to_list() == [10, 20, 30]
+    assert item_ids.to_list() == [7, 9]
+    assert pairs["user_index"].to_list() == [2, 0, 1, 0]
+    assert pairs["item_index"].to_list() == [0, 1, 0, 0]
+    assert pairs["timestamp_us"].to_list() == [0, 1, 2, 3]
+    assert pairs.schema["user_index"] == pairs.schema["item_index"] == pl.Int32
+
+
+def test_known_users_keep_their_order_when_new_users_arrive() -> None:
+    _, before, _ = number_ids(pairs_of(["ann", "cy", "eve"], ["x"] * 3))
+    _, after, _ = number_ids(pairs_of(["eve", "bob", "ann", "dan", "cy", "zoe"], ["x"] * 6))
+    assert [user for user in after if user in set(before)] == before.to_list()
+
+
+def test_strings_sort_by_bytes_whatever_the_language() -> None:
+    ids = ["b", "B", "é", "e", "z", "日本", "", "a b", "a", "ß", "😀", "e\u0301", "10", "9"]
+    _, user_ids, _ = number_ids(pairs_of(list(ids), ["x"] * len(ids)))
+    assert user_ids.to_list() == sorted(ids, key=lambda text: text.encode())
+
+
+@pytest.mark.parametrize("ids", [[-(2**63), -1, 0, 2**63 - 1], ["", "a\nb", "日本", "😀"]])
+def test_ids_come_back_as_they_came(ids: list[object], tmp_path: Path) -> None:
+    pairs, user_ids, item_ids = number_ids(pairs_of(ids, list(reversed(ids))))
+    save_ids(tmp_path, user_ids, item_ids)
+    users, items = read_ids(tmp_path)
+    assert users.to_list() == items.to_list() == user_ids.to_list()
+    assert users.dtype == user_ids.dtype
+    assert [users[row] for row in pairs["user_index"]] == ids
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_the_same_events_in_any_order_are_the_same_graph(split: str, tmp_path: Path) -> None:
+    seen = two_taste_world().seen
+    first = build_graph_of(seen, tmp_path / "a", split=split)
+    second = build_graph_of(seen.sample(fraction=1.0, shuffle=True, seed=1), tmp_path / "b", split=split)
+    assert first.fingerprint == second.fingerprint
+
+
+def test_one_other_event_is_another_graph(tmp_path: Path) -> None:
+    seen = two_taste_world().seen
+    first = build_graph_of(seen, tmp_path / "a")
+    second = build_graph_of(seen.head(len(seen) - 1), tmp_path / "b")
+    assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_the_arrays_hold_each_like_once_and_everything_that_was_seen(split: str, tmp_path: Path) -> None:
+    seen = two_taste_world().seen
+    graph = build_graph_of(seen, tmp_path, split=split)
+    likes = [len(load_csr(tmp_path, f"liked_{part}").indices) for part in ("train", "validation", "test")]
+    assert sum(likes) == len(load_csr(tmp_path, "liked_all").indices) == graph.num_likes == seen["liked"].sum()
+    assert len(load_csr(tmp_path, "seen_all").indices) == len(seen)
+    assert load_adjacency(tmp_path, "adjacency_train").num_nodes == graph.num_users + graph.num_items
+    assert len(load_adjacency(tmp_path, "adjacency_train").indices) == 2 * likes[0]
+    assert len(load_adjacency(tmp_path, "adjacency_all").indices) == 2 * sum(likes)
+    np.testing.assert_array_equal(np.load(tmp_path / "item_rank.npy"), np.arange(graph.num_items))
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_the_arrays_say_who_liked_what_when(split: str, tmp_path: Path) -> None:
+    """Read back by hand, array by array, against the split pairs."""
+    seen = two_taste_world().seen
+    build_graph_of(seen, tmp_path, split=split)
+    pairs, _, _ = number_ids(seen)
+    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    conditions = {f"liked_{part}": pl.col("part") == part for part in ("train", "validation", "test")}
+    conditions |= {name: pl.col(name) for name in ("seen_before_validation", "seen_before_test")}
+    for name, condition in conditions.items():
+        array = load_csr(tmp_path, name)
+        rows = np.repeat(np.arange(array.num_rows), array.counts()).tolist()
+        expected = parted.filter(condition).sort("user_index", "item_index").select("user_index", "item_index").rows()
+        assert list(zip(rows, array.indices.tolist(), strict=True)) == expected, name
