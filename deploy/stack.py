@@ -63,6 +63,10 @@ class Stack:
             "PREFECT_API_URL": f"{self.url}/api",
             # Or the dashboard of another port asks port 4200.
             "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
+            # The newer dashboard (/v2) makes the browser ask an analytics host on the internet; this one asks nobody.
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.state / "prefect" / "ui"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -90,8 +94,7 @@ def up(stack: Stack) -> str:
             _start(stack, "worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"])
         # The worker makes the pool if it is missing.
         _wait(stack, "worker", lambda: _answers(stack, f"/api/work_pools/{POOL}"))
-        _deploy(stack)
-        create_automation(stack, ROOT / "deploy" / "automations" / "silent-nights.yaml")
+        _apply(stack)
         _wait(stack, "worker", lambda: _worker_is_online(stack))
     return _welcome(stack, was_up=was_up)
 
@@ -240,24 +243,10 @@ def ask(stack: Stack, method: str, path: str, body: object = None) -> Any:
     return json.loads(text) if text else None
 
 
-def create_automation(stack: Stack, path: Path) -> None:
-    """Create it, or bring the one of that name up to date: creating twice would make two."""
-    import yaml
-
-    automation = yaml.safe_load(path.read_text())
-    automation["trigger"].setdefault("type", "event")
-    found = ask(stack, "POST", "/automations/filter", {"automations": {"name": {"any_": [automation["name"]]}}})
-    if found:
-        ask(stack, "PUT", f"/automations/{found[0]['id']}", automation)
-    else:
-        ask(stack, "POST", "/automations/", automation)
-
-
-def _deploy(stack: Stack) -> None:
-    command = ["prefect", "--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all"]
-    with open(stack.state / "deploy.log", "wb") as log:
+def _apply(stack: Stack) -> None:
+    with open(stack.state / "apply.log", "wb") as log:
         code = subprocess.run(
-            [sys.executable, "-m", *command],
+            [sys.executable, str(ROOT / "deploy" / "apply.py")],
             cwd=ROOT,
             env=stack.environment(),
             stdin=subprocess.DEVNULL,
@@ -266,7 +255,7 @@ def _deploy(stack: Stack) -> None:
             check=False,
         ).returncode
     if code:
-        raise StackError(f"the deployment was refused. {_last_words(stack, 'deploy')}")
+        raise StackError(f"the deployment was refused. {_last_words(stack, 'apply')}")
 
 
 def _close_runs(stack: Stack) -> int:
