@@ -22,6 +22,8 @@ log = logging.getLogger("nightgraph.ingest")
 @task(persist_result=False, result_serializer="json")
 def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
     """Pin the inputs and decide the date: the parameter, else the scheduled day (UTC), else after the last event."""
+    # Prefect passes our lines on to the dashboard, and a logger without a level would drop them first.
+    logging.getLogger("nightgraph").setLevel(logging.INFO)
     ensure_not_in_future(as_of, today=datetime.now(UTC).date())
     return plan_run(
         open_store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)),
