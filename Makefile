@@ -47,5 +47,8 @@ up: .venv/runtime ## dashboard, schedule and worker on this machine; PORT= STORE
 down: .venv/runtime ## stop what `make up` started; data stays
 	@$(BIN)/python deploy/stack.py down
 
+bench-night: .venv/dev ## whole nights on MovieLens: seconds, memory, quality; DATA=folder of the data sets
+	@$(BIN)/python -m benchmarks.night $(if $(DATA),--data "$(DATA)")
+
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
