@@ -89,8 +89,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 if __name__ == "__main__":  # torchrun that ends with whoever started it, and whose ranks end with it
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     die_with_parent()
     os.environ[PARENT_PID_VARIABLE] = str(os.getpid())
-    torchrun(sys.argv[1:])
+    try:
+        torchrun(sys.argv[1:])
+    except ChildFailedError as lost:
+        # One line instead of torchrun's forty: what stands above it in the log are the rank's own last words.
+        rank, failure = lost.get_first_failure()
+        by = f" ({failure.signal_name()})" if failure.exitcode < 0 else ""
+        sys.exit(f"rank {rank} ended first, with exit code {failure.exitcode}{by}")

@@ -20,6 +20,7 @@ from tasks.errors import TrainingDiverged, TrainingLost
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
+STARTUP_S = 60.0  # until the first sign of life at least: on a busy machine, importing torch alone can take many seconds
 log = logging.getLogger("nightgraph.train")
 
 
@@ -102,9 +103,9 @@ def _watch(
     while (code := tree.poll()) is None:
         told = _tell(folder, told, on_progress)
         # Ranks wait for each other at every step: when one hangs, all fall silent; while one works, one is heard.
-        beats = [path.stat().st_mtime for path in folder.glob("heartbeat-*")]
-        silent_for = time.time() - max([started, *beats])
-        if silent_for > silence_s:
+        heard = max((path.stat().st_mtime for path in folder.glob("heartbeat-*")), default=0.0)
+        silent_for = time.time() - max(started, heard)
+        if silent_for > (silence_s if heard > started else max(silence_s, STARTUP_S)):
             return f"no rank gave a sign of life for {silent_for:.0f} s"
         time.sleep(POLL_S)
     _tell(folder, told, on_progress)
