@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
+from models.distributed import Ranks
 from models.graph import load_csr
-from models.train import Spec
-from tasks.contracts import Graph
+from models.train import Spec, Validation, fit
+from tasks.contracts import Fitted, Graph
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
 from tasks.graph.split import split_by_time
+from tasks.run import file_sha256
 
 NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
 
@@ -112,3 +115,25 @@ def spec_for(graph: Graph, output_folder: Path, **changes: object) -> Spec:
 def random_likes(rng: np.random.Generator, num_users: int, num_items: int, share: float) -> np.ndarray:
     """A dense (U, I) boolean matrix of likes; rows and columns may be empty."""
     return rng.random((num_users, num_items)) < share
+
+
+def fit_here(graph: Graph, folder: Path, **changes: object) -> Fitted:
+    """Both fits in this process, without ranks to launch: for what comes after training."""
+    spec = spec_for(graph, folder, **changes)
+    alone = Ranks(rank=0, world=1, device=torch.device("cpu"))
+    judged = fit(spec, alone, "judged", epochs=spec.max_epochs, validation=Validation(spec))
+    served = fit(spec, alone, "served", epochs=judged.epochs, validation=None)
+    served_path = folder / "served.safetensors"
+    return Fitted(
+        folder=str(folder),
+        judged_path=str(folder / "judged.safetensors"),
+        served_path=str(served_path),
+        fingerprint=file_sha256(served_path),
+        epochs=judged.epochs,
+        best_validation_recall=max(e.validation_recall for e in judged.curve if e.validation_recall is not None),
+        seconds_judged=judged.seconds,
+        seconds_served=served.seconds,
+        ranks=1,
+        device="cpu",
+        num_parameters=(graph.num_users + graph.num_items) * spec.width,
+    )

@@ -51,7 +51,10 @@ def refuse_unless_passed(verdict: Verdict) -> None:
         else "Broken lists cannot be overridden: this is a fault in the job or in its disk; run again, then report it."
     )
     found = "; ".join(f"{check.gate}: {check.detail}" for check in failed)
-    raise GateRefused(f"{found}. Nothing was published; the live recommendations stay. {what_to_do}")
+    raise GateRefused(
+        f"{found}. Nothing was published; the live recommendations stay. {what_to_do} "
+        "Every figure stands in the run's report and below _meta/audits/ in the store."
+    )
 
 
 def check_popularity(metric: str, evaluation: Evaluation) -> Check:
@@ -103,24 +106,20 @@ def _faults_of(lists: pl.DataFrame, k: int, known: Known, users_met: np.ndarray)
     same_user = pl.col("user_index") == pl.col("user_index").shift(1)
     step = pl.col("tier_order") - pl.col("tier_order").shift(1)
     yield "rows with an unknown tier", ordered["tier_order"].null_count()
-    yield (
-        "rows out of order",
-        ordered.select(
-            (
-                same_user
-                & (
-                    (pl.col("rank") != pl.col("rank").shift(1) + 1)
-                    | (step < 0)
-                    | ((step == 0) & (pl.col("score") > pl.col("score").shift(1)))
-                )
-            ).sum()
-        ).item(),
+    does_not_follow = (
+        (pl.col("rank") != pl.col("rank").shift(1) + 1)
+        | (step < 0)
+        | ((step == 0) & (pl.col("score") > pl.col("score").shift(1)))
     )
+    # A list torn apart has its second piece behind a larger user's rows.
+    out_of_order = (pl.col("user_id") < pl.col("user_id").shift(1)) | (same_user & does_not_follow)
+    yield "rows out of order", ordered.select((out_of_order | pl.col("rank").is_null()).sum()).item()
     lengths = rows.group_by("user_index").agg(pl.len(), pl.col("rank").min()).sort("user_index")
     listed = lengths["user_index"].to_numpy()
     wrong = (lengths["len"].to_numpy() != _expected_length(k, known)[listed]) | (lengths["rank"].to_numpy() != 1)
     yield "lists of a wrong length", int(wrong.sum())
     yield "users in two files", int(users_met[listed].sum())
+    yield "files out of order", int(len(listed) > 0 and users_met[listed[0] + 1 :].any())  # rows are in id order
     users_met[listed] = True
 
 
