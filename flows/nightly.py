@@ -11,12 +11,12 @@ from tasks.graph.task import build_graph
 from tasks.ingest.task import ingest, open_run
 from tasks.publish.task import already_published, publish
 from tasks.recommend.task import recommend
-from tasks.report.task import report
+from tasks.report.task import report, report_failure, report_unchanged
 from tasks.run import clear_work_folder, hold_work_folder
 from tasks.train.task import train
 
 
-@flow(name="nightly", persist_result=False, result_serializer="json")
+@flow(name="nightly", persist_result=False, result_serializer="json", on_failure=[report_failure])
 def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, force: bool = False) -> Published:
     """Raw events in, published recommendations out.
 
@@ -33,7 +33,7 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
     """
     run = open_run(config, as_of, force)
     if earlier := already_published(run):
-        return earlier
+        return report_unchanged(earlier)
     with hold_work_folder(run):
         interactions = ingest(run)
         graph = build_graph(run, interactions)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from urllib.parse import unquote
 
 from rich.columns import Columns
 from rich.console import Console, Group
@@ -46,6 +45,7 @@ def night_screen(night: Night, people: list[Person], next_steps: list[tuple[str,
         "",
         Panel(title, border_style="cyan"),
         Columns([_rows_table(night), _stages_table(night)], padding=(0, 3)),
+        "",
         _metrics_table(night),
         _remark(night),
         "",
@@ -164,15 +164,16 @@ def _person_panel(person: Person) -> Panel:
 
 
 def _files_panel(published: Published) -> Panel:
-    text = Text.assemble(
-        ("LATEST  ", "dim"), unquote(published.latest_uri), "\n", ("commit  ", "dim"), unquote(published.commit_uri)
-    )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("LATEST", published.latest_uri)
+    table.add_row("commit", published.commit_uri)
     for uri in published.files[:3]:
-        text.append("\nrows    ", "dim")
-        text.append(uri)
+        table.add_row("rows", uri)
     if len(published.files) > 3:
-        text.append(f"\n        and {len(published.files) - 3} more files", "dim")
-    return Panel(text, title="Where it is", title_align="left")
+        table.add_row("", f"and {len(published.files) - 3} more files", style="dim")
+    return Panel(table, title="Where it is", title_align="left")
 
 
 def _next_panel(next_steps: list[tuple[str, str]]) -> Panel:

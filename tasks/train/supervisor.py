@@ -20,7 +20,9 @@ from tasks.errors import TrainingDiverged, TrainingLost
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
-STARTUP_S = 60.0  # until the first sign of life at least: on a busy machine, importing torch alone can take many seconds
+STARTUP_S = (
+    60.0  # until the first sign of life at least: on a busy machine, importing torch alone can take many seconds
+)
 log = logging.getLogger("nightgraph.train")
 
 
@@ -86,6 +88,7 @@ def _environment(threads: int, project_root: Path) -> dict[str, str]:
         "PYTHONPATH": str(project_root),
         "OMP_NUM_THREADS": str(threads),
         "NIGHTGRAPH_PARENT_PID": str(os.getpid()),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA's matrix products are not deterministic
         # A relaunched rank must not meet the addresses of a dead one (pytorch#135712).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }

@@ -223,6 +223,9 @@ def test_bad_input_ends_the_night_by_name_and_leaves_the_live_one(
     assert "user-0" not in str(ended.value)
     assert live.read_text() == "what is live"
     assert not (store / "recs").exists()
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night-failed"])))
+    assert name in str(max(artifacts, key=lambda artifact: artifact.created).data)
 
 
 @pytest.mark.parametrize(

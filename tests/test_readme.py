@@ -1,0 +1,54 @@
+"""The README says what the code does: a reader who finds one wrong line trusts none."""
+
+import re
+from pathlib import Path
+
+from tasks import errors
+from tasks.config import NightlyConfig
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+README = (PROJECT_ROOT / "README.md").read_text()
+
+
+def settings_rows() -> list[str]:
+    """The table's lines as the code has them; `python tests/test_readme.py` prints them."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for group, group_field in NightlyConfig.model_fields.items():
+        for name, field in type(group_field.default).model_fields.items():
+            default = "none" if field.default is None else field.default
+            rows.append(f"| `{group}.{name}` | {default!s} | {field.description} |".replace("|  |", "| (empty) |"))
+    return rows
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    listed = README.split("<!-- settings:start -->")[1].split("<!-- settings:end -->")[0].strip().splitlines()
+    assert listed == settings_rows()
+
+
+def test_the_readme_names_every_error() -> None:
+    names = {
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.NightError)
+    }
+    assert [name for name in names - {"NightError"} if f"`{name}`" not in README] == []
+
+
+def test_the_readme_shows_the_very_lines_that_the_tests_run() -> None:
+    snippets = re.findall(r"```python\n.*?```", (PROJECT_ROOT / "tests/tasks/reader_snippets.md").read_text(), re.S)
+    assert snippets
+    for snippet in snippets:
+        assert snippet in README
+
+
+def test_the_readme_uses_only_targets_that_make_knows() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (PROJECT_ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+(?:-[a-z]+)*)", README, re.M)) <= targets
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for place in re.findall(r"\]\(([^)]+)\)|`((?:flows|tasks|models|deploy|docker|benchmarks)/[^`\s]*)`", README):
+        path = place[0] or place[1]
+        assert (PROJECT_ROOT / path).exists(), path
+
+
+if __name__ == "__main__":
+    print("\n".join(settings_rows()))
