@@ -225,6 +225,9 @@ def _read_finished(folder: Path, ref_type: type[RefT]) -> RefT | None:
         return TypeAdapter(ref_type).validate_python(marker["ref"])
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s: what it finished with cannot be read, computing again", folder.name)
+        return None
 
 
 class PeakMemory:

@@ -1,0 +1,130 @@
+"""The judged fit beside its rivals, on a world where the best possible list is known."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.graph import load_csr
+from tasks.config import EvaluateConfig
+from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
+from tasks.evaluate.gate import check_popularity
+from tasks.evaluate.judging import evaluate_fit
+from tests.worlds import build_graph_of, fit_here, two_taste_world
+
+SETTINGS = EvaluateConfig(k=10, resamples=200, knn_neighbours=20)
+BLOCK_BYTES = 2**20
+
+
+@pytest.fixture(scope="module", params=["global_time", "per_user_time"])
+def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return build_graph_of(two_taste_world().seen, tmp_path_factory.mktemp("graph"), split=request.param)
+
+
+@pytest.fixture(scope="module")
+def fitted(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    return fit_here(graph, tmp_path_factory.mktemp("fit"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(graph: Graph, fitted: Fitted) -> Evaluation:
+    return evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
+
+
+def score(evaluation: Evaluation, model: str, part: str = "test") -> ModelScore:
+    (found,) = (s for s in evaluation.scores if (s.model, s.part) == (model, part))
+    return found
+
+
+def test_who_knows_the_tastes_beats_popularity_clearly(evaluation: Evaluation) -> None:
+    assert evaluation.over_popularity["recall"].low > 0
+    assert evaluation.over_popularity["ndcg"].low > 0
+    assert score(evaluation, "item_knn").recall.mean > score(evaluation, "popularity").recall.mean
+    assert check_popularity("recall", evaluation).passed
+
+
+def test_the_difference_is_that_of_the_means(evaluation: Evaluation) -> None:
+    for metric in ("recall", "ndcg"):
+        means = [getattr(score(evaluation, model), metric).mean for model in ("lightgcn", "popularity")]
+        assert evaluation.over_popularity[metric].mean == pytest.approx(means[0] - means[1])
+
+
+def test_every_user_with_a_like_in_the_part_counts_for_every_model(evaluation: Evaluation, graph: Graph) -> None:
+    assert {s.model for s in evaluation.scores} == {"lightgcn", "popularity", "item_knn"}
+    for each in evaluation.scores:
+        assert each.num_users == {"validation": graph.num_validation_users, "test": graph.num_test_users}[each.part]
+        assert 0 <= each.recall.low <= each.recall.mean <= each.recall.high <= 1
+        assert 0 < each.coverage <= 1
+    assert sum(evaluation.users_by_history.values()) == graph.num_test_users
+
+
+def test_the_same_fit_is_judged_the_same_whatever_the_block_size(
+    evaluation: Evaluation, graph: Graph, fitted: Fitted
+) -> None:
+    assert evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES) == evaluation
+    by_user = evaluate_fit(graph, fitted, SETTINGS, block_bytes=1)
+    assert score(by_user, "lightgcn").recall == score(evaluation, "lightgcn").recall
+
+
+def tables_that_know_the_future(graph: Graph, folder: Path, part: str) -> Fitted:
+    """One dimension an item: a user's score of an item is 1 where the part holds it as their like."""
+    target = load_csr(graph.folder, f"liked_{part}")
+    user_UI = torch.zeros(graph.num_users, graph.num_items)
+    user_UI[
+        np.repeat(np.arange(graph.num_users), target.counts()), torch.from_numpy(np.array(target.indices)).long()
+    ] = 1
+    path = folder / "judged.safetensors"
+    save_file({"user_UD": user_UI, "item_ID": torch.eye(graph.num_items)}, path)
+    return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, "cpu", 0)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_who_knows_the_future_has_a_perfect_score(part: str, graph: Graph, tmp_path: Path) -> None:
+    oracle = tables_that_know_the_future(graph, tmp_path, part)
+    perfect = score(evaluate_fit(graph, oracle, SETTINGS, block_bytes=BLOCK_BYTES), "lightgcn", part)
+    # Targets that the train part has never seen have no row, and no model can list them first.
+    assert perfect.recall.mean > 0.99
+    assert perfect.ndcg.mean > 0.99
+
+
+def test_who_lists_only_the_other_taste_is_clearly_worse_than_popularity(graph: Graph, tmp_path: Path) -> None:
+    taste_U = torch.arange(graph.num_users) % 2  # rows are in the order of ids
+    taste_I = torch.arange(graph.num_items) % 2
+    other_UD, item_ID = torch.eye(2)[1 - taste_U], torch.eye(2)[taste_I]
+    path = tmp_path / "judged.safetensors"
+    save_file({"user_UD": other_UD.contiguous(), "item_ID": item_ID.contiguous()}, path)
+    fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, "cpu", 0)
+    evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
+    assert score(evaluation, "lightgcn").recall.mean == 0.0
+    assert evaluation.over_popularity["recall"].high < 0
+    assert not check_popularity("recall", evaluation).passed
+
+
+def test_users_without_a_history_get_the_popular_list_from_every_model(tmp_path: Path) -> None:
+    """Five newcomers appear in the last hours, and like what most people like."""
+    seen = two_taste_world().seen
+    latest = seen["timestamp_us"].max()
+    assert isinstance(latest, int)
+    favourite = seen.filter("liked").group_by("item_id").len().sort("len", "item_id")["item_id"][-1]
+    newcomers = pl.DataFrame(
+        {
+            "user_id": [f"v{number}" for number in range(5)],
+            "item_id": [favourite] * 5,
+            "timestamp_us": [latest + 1 + number for number in range(5)],
+            "liked": [True] * 5,
+        }
+    )
+    graph = build_graph_of(pl.concat([seen, newcomers]).sort("user_id", "item_id"), tmp_path / "graph")
+    fitted = fit_here(graph, tmp_path / "fit", max_epochs=2)
+    evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
+    assert evaluation.users_by_history["without_history"] == 5
+    assert {recall["without_history"] for recall in evaluation.recall_by_history.values()} == {1.0}
+
+
+def test_the_fingerprint_is_another_for_another_result(evaluation: Evaluation, graph: Graph, fitted: Fitted) -> None:
+    other = evaluate_fit(graph, fitted, EvaluateConfig(k=5, resamples=200), block_bytes=BLOCK_BYTES)
+    assert other.k == 5
+    assert other.fingerprint != evaluation.fingerprint
