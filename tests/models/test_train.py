@@ -112,15 +112,6 @@ def test_the_loss_falls(two_ranks: Trained) -> None:
     assert losses[-1] < 0.95 * losses[0]
 
 
-def test_two_ranks_write_the_same_bytes_again(
-    graph: Graph, two_ranks: Trained, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    again = train_in_processes(spec_for(graph, tmp_path_factory.mktemp("again")), ranks=2)
-    for which in ("judged", "served"):
-        name = f"{which}.safetensors"
-        assert (again.folder / name).read_bytes() == (two_ranks.folder / name).read_bytes()
-
-
 def test_the_served_fit_takes_the_epochs_that_the_judged_fit_found(one_rank: Trained) -> None:
     judged, served = one_rank.result["judged"], one_rank.result["served"]
     looks = {e["epoch"]: e["validation_recall"] for e in judged["curve"] if e["validation_recall"] is not None}
