@@ -120,6 +120,7 @@ def random_likes(rng: np.random.Generator, num_users: int, num_items: int, share
 def fit_here(graph: Graph, folder: Path, **changes: object) -> Fitted:
     """Both fits in this process, without ranks to launch: for what comes after training."""
     spec = spec_for(graph, folder, **changes)
+    torch.set_num_threads(spec.threads)
     alone = Ranks(rank=0, world=1, device=torch.device("cpu"))
     judged = fit(spec, alone, "judged", epochs=spec.max_epochs, validation=Validation(spec))
     served = fit(spec, alone, "served", epochs=judged.epochs, validation=None)

@@ -49,11 +49,17 @@ class Trained:
         return [epoch["loss"] for epoch in self.result[which]["curve"]]
 
 
-def train_in_processes(spec: Spec, *, ranks: int) -> Trained:
-    """The command that runs by hand too."""
+def train_alone(spec: Spec) -> Trained:
+    judged = fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=Validation(spec))
+    served = fit(spec, ALONE, "served", epochs=judged.epochs, validation=None)
+    return Trained(Path(spec.output_folder), {"judged": asdict(judged), "served": asdict(served)})
+
+
+def train_on_two_ranks(spec: Spec) -> Trained:
+    """Two processes that talk over gloo, started by the command that runs by hand too."""
     spec_path = Path(spec.output_folder) / "spec.json"
     spec_path.write_text(json.dumps(asdict(spec)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "models.train", str(spec_path)]
     environment = {k: v for k, v in os.environ.items() if k != "NIGHTGRAPH_PARENT_PID"}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(PROJECT_ROOT)}
@@ -66,12 +72,12 @@ def train_in_processes(spec: Spec, *, ranks: int) -> Trained:
 
 @pytest.fixture(scope="module")
 def one_rank(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_in_processes(spec_for(graph, tmp_path_factory.mktemp("one")), ranks=1)
+    return train_alone(spec_for(graph, tmp_path_factory.mktemp("one")))
 
 
 @pytest.fixture(scope="module")
 def two_ranks(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_in_processes(spec_for(graph, tmp_path_factory.mktemp("two")), ranks=2)
+    return train_on_two_ranks(spec_for(graph, tmp_path_factory.mktemp("two")))
 
 
 @pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])
