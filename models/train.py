@@ -92,6 +92,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
         temperature=spec.temperature,
     )
     replica = ranks.wrap(model)
+    beat(spec, ranks)  # the start of a large graph takes as long as many steps
     sampler = BatchSampler(
         liked,
         spec.num_items,
@@ -125,6 +126,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
             if measured > best[0]:
                 best = (measured, epoch)
                 save_embeddings(spec, ranks, model, which)
+            beat(spec, ranks)
         curve.append(Epoch(epoch, mean_loss, measured, time.perf_counter() - started))
         report_progress(spec, ranks, which, epoch, epochs, curve)
         if measured is not None and epoch - best[1] >= spec.patience * spec.validate_every:

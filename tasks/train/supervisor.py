@@ -20,9 +20,7 @@ from tasks.errors import TrainingDiverged, TrainingLost
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
-STARTUP_S = (
-    60.0  # until the first sign of life at least: on a busy machine, importing torch alone can take many seconds
-)
+STARTUP_S = 60.0  # granted at least until the first sign of life: a busy machine imports torch for many seconds
 log = logging.getLogger("nightgraph.train")
 
 
