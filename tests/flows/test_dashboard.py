@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -300,10 +301,11 @@ def _latest(stack: Stack) -> dict[str, Any]:
 def _training(stack: Stack, *, at_least: int) -> list[psutil.Process] | None:
     """torchrun and its ranks: they name their spec.json, which lies in this stack's work folder."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if any(word.startswith(str(stack.work)) and word.endswith("spec.json") for word in words):
-            found.append(process)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it ended while we looked
+            words = process.cmdline()
+            if any(word.startswith(str(stack.work)) and word.endswith("spec.json") for word in words):
+                found.append(process)
     return found if len(found) >= at_least else None
 
 
