@@ -78,7 +78,7 @@ class NothingLiked(NightError):
 
 
 class GraphTooSmall(NightError):
-    """Too few users or items for a recommendation to mean anything."""
+    """Too few users, items, likes or instants to learn from and to judge."""
 
 
 class CountsDisagree(NightError):
