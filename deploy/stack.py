@@ -70,7 +70,6 @@ class Stack:
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.state / "prefect" / "ui"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
         }
 

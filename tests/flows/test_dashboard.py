@@ -91,6 +91,7 @@ def test_the_deployment_is_scheduled_at_night_and_refuses_a_second_run(
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     environment = deployment["job_variables"]["env"]
     assert environment["NIGHTGRAPH_STORE"] == stack.store
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "or the automation ends healthy runs"
     assert not [name for name in environment if name.startswith("AWS_")], "job variables are stored in clear"
     assert ask(stack, "GET", "/work_pools/nightgraph")["type"] == "process"
 
