@@ -1,8 +1,6 @@
 """The only file that knows ranks: who I am, how gradients meet, who decides, and that no rank outlives its parent."""
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-PR_SET_PDEATHSIG = 1
-PARENT_PID_VARIABLE = "NIGHTGRAPH_PARENT_PID"
+from models.processes import PARENT_PID_VARIABLE, die_with_parent
 
 
 @dataclass(frozen=True)
@@ -68,20 +65,6 @@ def join_ranks(device: str, *, timeout_s: int) -> Iterator[Ranks]:
         yield Ranks(rank, world, place)
     finally:
         dist.destroy_process_group()
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone, however it went (Linux).
-
-    The starter leaves its process id in NIGHTGRAPH_PARENT_PID, or a parent that died before this call goes unnoticed.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != int(os.environ.get(PARENT_PID_VARIABLE, os.getppid())):
-        sys.exit("the process that started this one is gone")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from models.distributed import Ranks, die_with_parent, join_ranks, unwrap
+from models.distributed import Ranks, join_ranks, unwrap
 from models.graph import load_adjacency, load_csr
 from models.lightgcn import LightGCN, adjacency_tensor, spectral_start
 from models.metrics import hits, recall
+from models.processes import die_with_parent
 from models.rivals import popularity
 from models.sampling import BatchSampler
 from models.topk import inner_product_scorer, top_k

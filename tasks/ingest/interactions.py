@@ -174,7 +174,7 @@ def naming_read_errors(schema: EventSchema) -> Iterator[None]:
         # The engine does not say which of many files it was.
         for file in schema.files:
             try:
-                _read_through(file)
+                read_through(file)
             except UNREADABLE as of_file:
                 _raise_by_name(of_file)
                 raise InputCorrupt(
@@ -187,7 +187,7 @@ def naming_read_errors(schema: EventSchema) -> Iterator[None]:
         ) from error
 
 
-def _read_through(file: EventFile) -> None:
+def read_through(file: EventFile) -> None:
     """Decode every value of the required columns without keeping them."""
     frame = pl.scan_parquet(
         [_place(file.uri)], schema=file.columns, extra_columns="ignore", hive_partitioning=False, glob=False

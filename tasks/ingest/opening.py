@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from tasks.config import NightlyConfig
 from tasks.contracts import Run
 from tasks.errors import DiskFull
+from tasks.ingest.child import last_event_apart
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
-from tasks.ingest.interactions import last_event_at, scan_events
+from tasks.ingest.interactions import scan_events
 from tasks.run import PROJECT_ROOT, WORK_VARIABLE, decide_date, fingerprint_of, work_folder
 from tasks.store import Store, StoredObject
 
@@ -47,7 +48,8 @@ def plan_run(
     with pinned_while_reading(store, pinned):
         schema = inspect_files(store, pinned, config.ingest.like_threshold)
         if as_of is None and scheduled_on is None:
-            as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema))
+            latest = last_event_apart(store.uri, pinned, config.ingest.like_threshold)
+            as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
     night = as_of or scheduled_on
     assert night is not None
     inputs = input_fingerprint(pinned)

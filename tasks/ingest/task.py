@@ -10,8 +10,8 @@ from prefect.context import FlowRunContext
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Interactions, Run
-from tasks.ingest.inspection import inspect_files, pinned_while_reading
-from tasks.ingest.interactions import digest
+from tasks.ingest.child import digest_apart
+from tasks.ingest.inspection import pinned_while_reading
 from tasks.ingest.opening import DEFAULT_STORE, DEFAULT_WORK, ensure_room, plan_run, read_pinned
 from tasks.run import STORE_VARIABLE, WORK_VARIABLE, code_version, ensure_not_in_future, finish_stage
 from tasks.store import open_store
@@ -54,8 +54,7 @@ def ingest(run: Run) -> Interactions:
         ensure_room(folder, num_input_bytes=run.num_input_bytes)
         store, pinned = open_store(run.store_uri), read_pinned(run.inputs_path)
         with pinned_while_reading(store, pinned):
-            schema = inspect_files(store, pinned, threshold)
-            return digest(schema, folder, as_of=run.as_of, like_threshold=threshold)
+            return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, like_threshold=threshold)
 
     interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
     log.info(

@@ -123,7 +123,7 @@ def test_the_report_stands_in_the_dashboard_and_in_the_store(night_place: Path) 
 
 
 def test_a_refused_night_leaves_the_live_one_and_a_report(night_place: Path) -> None:
-    """Everybody now moves to items nobody can foresee from their past, and everybody to the same two: popularity wins."""
+    """Everybody moves to the same three items, which nobody can foresee from their own past: popularity wins."""
     write_events(night_place / "store", two_taste_events())
     live = nightly(QUICK)
     write_events(night_place / "store", _everybody_moves_to_the_popular(), "turned")

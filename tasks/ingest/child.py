@@ -1,0 +1,128 @@
+"""Decodes event files in a process of its own: `python -m tasks.ingest.child`, a job as JSON in, an answer as JSON out.
+
+A damaged page can ask for more memory than there is, and the Parquet reader then aborts its whole process without an
+exception. Here that is a child, the night lives on, and the file is found and named.
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from models.processes import PARENT_PID_VARIABLE, die_with_parent
+from tasks import errors
+from tasks.contracts import Interactions
+from tasks.errors import InputCorrupt, NightError, StoreUnavailable
+from tasks.ingest.inspection import inspect_files
+from tasks.ingest.interactions import digest, last_event_at, read_through
+from tasks.run import PROJECT_ROOT
+from tasks.store import StoredObject, open_store
+
+
+@dataclass(frozen=True)
+class Job:
+    what: Literal["digest", "last event", "read through"]
+    store_uri: str
+    files: list[StoredObject]
+    like_threshold: float | None
+    as_of: date | None = None
+    folder: str = ""
+
+
+def digest_apart(
+    store_uri: str, files: list[StoredObject], folder: Path, *, as_of: date, like_threshold: float | None
+) -> Interactions:
+    """interactions.digest in a child. Raises what it raises, and InputCorrupt for a file that kills its reader."""
+    job = Job("digest", store_uri, files, like_threshold, as_of, str(folder))
+    return TypeAdapter(Interactions).validate_python(_answer(job))
+
+
+def last_event_apart(store_uri: str, files: list[StoredObject], like_threshold: float | None) -> datetime:
+    """interactions.last_event_at in a child. Raises what it raises, and InputCorrupt as digest_apart does."""
+    return datetime.fromisoformat(_answer(Job("last event", store_uri, files, like_threshold)))
+
+
+def _answer(job: Job) -> Any:
+    ended = _run(job)
+    if ended.returncode < 0:
+        raise _name_the_killer(job, -ended.returncode)
+    if ended.returncode > 0:
+        raise RuntimeError(f"the reading process failed:\n{ended.stderr[-2000:]}")
+    answer = json.loads(ended.stdout)
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    return answer["answer"]
+
+
+def _run(job: Job) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.ingest.child"],
+        input=json.dumps(TypeAdapter(Job).dump_python(job, mode="json")),
+        capture_output=True,
+        text=True,
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), PARENT_PID_VARIABLE: str(os.getpid())},
+        check=False,
+    )
+
+
+def _name_the_killer(job: Job, signal_number: int) -> NightError:
+    """Halve the files until one is left that ends its reader; a child for each half."""
+    how = signal.Signals(signal_number).name
+    suspects = job.files
+    while len(suspects) > 1:
+        half = suspects[: len(suspects) // 2]
+        died = _run(Job("read through", job.store_uri, half, job.like_threshold)).returncode < 0
+        suspects = half if died else suspects[len(half) :]
+    if _run(Job("read through", job.store_uri, suspects, job.like_threshold)).returncode >= 0:
+        return StoreUnavailable(
+            f"the process that read {len(job.files)} event files was ended ({how}), and no single file ends it. "
+            "Nothing was published. Memory may have run out: free some, or read fewer days, and run again."
+        )
+    uri = open_store(job.store_uri).uri_of(suspects[0].key)
+    return InputCorrupt(
+        f"{uri} ends every process that reads it ({how}): a damaged page that asks for more memory than there is, or a "
+        "file that unpacks to more. Nothing was published. Write the file again, or move it out of the folder if the "
+        "night can do without it."
+    )
+
+
+def main() -> None:
+    die_with_parent()
+    job = TypeAdapter(Job).validate_json(sys.stdin.read())
+    try:
+        answer: dict[str, Any] = {"answer": _work(job)}
+    except NightError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        answer = {"errno": error.errno}
+    print(json.dumps(answer))
+
+
+def _work(job: Job) -> Any:
+    schema = inspect_files(open_store(job.store_uri), job.files, job.like_threshold)
+    if job.what == "last event":
+        return last_event_at(schema).isoformat()
+    if job.what == "read through":
+        for file in schema.files:
+            read_through(file)
+        return None
+    assert job.as_of is not None
+    interactions = digest(schema, Path(job.folder), as_of=job.as_of, like_threshold=job.like_threshold)
+    return TypeAdapter(Interactions).dump_python(interactions, mode="json")
+
+
+if __name__ == "__main__":
+    main()
