@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test lint types bench-night up down clean
+.PHONY: help nightly test lint types bench-night bench-recipe up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ down: .venv/runtime ## stop what `make up` started; data stays
 
 bench-night: .venv/dev ## whole nights on MovieLens: seconds, memory, quality; DATA=folder of the data sets
 	@$(BIN)/python -m benchmarks.night $(if $(DATA),--data "$(DATA)")
+
+bench-recipe: .venv/dev ## why the training defaults are what they are, on validation; DATA=
+	@$(BIN)/python -m benchmarks.recipe $(if $(DATA),--data "$(DATA)")
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
