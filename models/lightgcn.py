@@ -4,7 +4,6 @@ The file knows one device and no ranks; models/distributed.py wraps the module.
 """
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,18 +12,7 @@ from torch import Tensor, nn
 
 from models.graph import Adjacency
 from models.losses import sampled_softmax_loss
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's share of users with all their likes, and the negatives that all ranks share."""
-
-    users: Tensor  # (B,) rows of the user table
-    liked_position: Tensor  # (E,) which of the B users a like belongs to
-    liked_item: Tensor  # (E,)
-    negatives: Tensor  # (M,) item rows
-    negative_log_weight: Tensor  # (M,) -log of how often each is expected among the negatives (logQ correction)
-    weight: float  # each like's share of the loss, so that the ranks' mean gradient is the whole batch's
+from models.sampling import Batch
 
 
 class _MeanOfLayers(torch.autograd.Function):

@@ -1,15 +1,10 @@
 """What a step tries to make small."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from models.lightgcn import Batch
+from models.sampling import Batch
 
 
 def sampled_softmax_loss(user_BD: Tensor, item_ID: Tensor, bias_I: Tensor, batch: Batch) -> Tensor:

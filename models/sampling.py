@@ -5,12 +5,25 @@ number of ranks changes nothing but rounding.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.graph import Csr
-from models.lightgcn import Batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's share of users with all their likes, and the negatives that all ranks share."""
+
+    users: Tensor  # (B,) rows of the user table
+    liked_position: Tensor  # (E,) which of the B users a like belongs to
+    liked_item: Tensor  # (E,)
+    negatives: Tensor  # (M,) item rows
+    negative_log_weight: Tensor  # (M,) -log of how often each is expected among the negatives (logQ correction)
+    weight: float  # each like's share of the loss, so that the ranks' mean gradient is the whole batch's
 
 
 class BatchSampler:

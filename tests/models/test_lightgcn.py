@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from models.graph import interactions_by_user, normalised_adjacency
-from models.lightgcn import Batch, LightGCN, _MeanOfLayers, adjacency_tensor, mean_of_layers, spectral_start
+from models.lightgcn import LightGCN, _MeanOfLayers, adjacency_tensor, mean_of_layers, spectral_start
+from models.sampling import Batch
 from tests.worlds import random_likes
 
 USERS, ITEMS, WIDTH, LAYERS = 13, 17, 6, 3

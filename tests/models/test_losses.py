@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from models.lightgcn import Batch
 from models.losses import sampled_softmax_loss
+from models.sampling import Batch
 
 
 def batch_of(users: int, items: int, negatives: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Batch]:

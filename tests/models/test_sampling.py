@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.graph import Csr, interactions_by_user, normalised_adjacency
-from models.lightgcn import Batch, LightGCN, adjacency_tensor
-from models.sampling import BatchSampler
+from models.lightgcn import LightGCN, adjacency_tensor
+from models.sampling import Batch, BatchSampler
 from tests.worlds import random_likes
 
 USERS, ITEMS = 23, 31
