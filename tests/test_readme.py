@@ -1,5 +1,6 @@
 """The README says what the code does: a reader who finds one wrong line trusts none."""
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     for place in re.findall(r"\]\(([^)]+)\)|`((?:flows|tasks|models|deploy|docker|benchmarks)/[^`\s]*)`", README):
         path = place[0] or place[1]
         assert (PROJECT_ROOT / path).exists(), path
+
+
+def test_the_measured_table_is_what_the_benchmark_wrote() -> None:
+    figures = json.loads((PROJECT_ROOT / "benchmarks/results/night.json").read_text())["figures"]
+    table = README.split("## Measured")[1].split("## What goes in")[0]
+    for name, value in figures.items():
+        if "recall" in name:
+            assert f"{value:.3f}".lstrip("0") in table, name
+        elif name.endswith("_seconds"):
+            assert f"{value:.1f} s" in table, name
+        elif name.endswith("_gib"):
+            assert f"{value:.1f} GiB" in table, name
 
 
 if __name__ == "__main__":
