@@ -1,14 +1,19 @@
 """A night started by hand: bring the events in, run the night, show what came of it. `make nightly` calls this."""
 
 import argparse
+import hashlib
 import json
 import logging
 import os
+import re
+import signal
 import sys
 from datetime import date
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +31,9 @@ def main(arguments: list[str]) -> int:
     narrator = Narrator(console)
     logging.getLogger("nightgraph").addHandler(narrator)
     logging.getLogger("nightgraph").setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, _leave_at_once)
     try:
         _run(options, store_uri, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; the live recommendations are untouched. Run again to go on where it stopped.")
-        return 130
     except Exception as error:
         console.print(error_panel(error))
         return 1
@@ -75,6 +78,14 @@ def _run(options: argparse.Namespace, store_uri: str, console: Console) -> None:
     lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
     people = three_people(scan_likes(store, config.ingest.like_threshold), lists, read_titles(store))
     console.print(night_screen(read_night(store, published), people, next_steps))
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C ends Prefect's own server too, and its client would wait for it. All that counts is on disk already."""
+    print("\ninterrupted; the live recommendations are untouched. Run again to go on where it stopped.", flush=True)
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    os._exit(130)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -133,7 +144,8 @@ def _settle_environment(store_uri: str) -> None:
 def _folder_for(ratings: str) -> str:
     """Each file of ratings gets a store of its own, so that two data sets never mix."""
     path = Path(ratings).resolve()
-    return f"var/{path.parent.name}-{path.stem}".replace(" ", "-")
+    place = hashlib.sha256(str(path).encode()).hexdigest()[:6]  # two files may have equal names in equal folders
+    return "var/" + re.sub(r"[^\w.-]+", "-", f"{path.parent.name}-{path.stem}-{place}")
 
 
 def _news(is_new: bool) -> str:
