@@ -125,7 +125,9 @@ def _config(options: argparse.Namespace) -> Any:
         return NightlyConfig.model_validate(given)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RunConfigError(f"{found}. Nothing was started. The README lists every setting with its bounds.") from None
+        raise RunConfigError(
+            f"{found}. Nothing was started. The README lists every setting; bounds stand in tasks/config.py."
+        ) from None
 
 
 def _settle_environment(store_uri: str) -> None:

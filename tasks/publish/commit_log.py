@@ -40,6 +40,16 @@ def find_commit(store: Store, as_of: date) -> Manifest | None:
     return manifest
 
 
+def _newest_commit(store: Store, known: Manifest) -> Manifest:
+    """The newest (date, version) of the log, which is `known` or later. Keys sort as dates and versions do."""
+    keys = [stored.key for stored in store.list("_meta/commits")]
+    commits = [key for key in keys if re.fullmatch(r"_meta/commits/\d{4}-\d{2}-\d{2}/v\d{8}\.json", key)]
+    newest = max(commits, default="")
+    if newest <= commit_key(known.as_of, known.version):
+        return known
+    return parse_manifest(store.read(newest)[0], store.uri_of(newest))
+
+
 def commit(
     store: Store,
     manifest: Manifest,
@@ -117,8 +127,10 @@ def advance_latest(
             return True
         except ObjectNotFound:
             try:
-                store.put_once(LATEST_KEY, content)
-                return True
+                # The first night, or somebody deleted it: then the newest of the whole log is what was live.
+                newest = _newest_commit(store, manifest)
+                store.put_once(LATEST_KEY, newest.to_json())
+                return newest.attempt == manifest.attempt
             except (ObjectExists, StoreUnavailable) as error:
                 outcome: Exception = error
         except (ObjectChanged, StoreUnavailable) as error:

@@ -309,3 +309,13 @@ def test_an_attempt_is_named_by_its_time_and_eight_random_digits(make_night, tmp
     one = make_night(str(tmp_path / "store"))
     published = publish.fn(one.run, one.fitted, one.evaluation, one.recommendations, one.verdict)
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", published.attempt)
+
+
+def test_a_deleted_latest_comes_back_as_the_newest_night_not_as_the_one_that_ran_again(make_night, tmp_path):
+    store_uri = str(tmp_path / "kept")
+    make_night(store_uri, as_of=date(2026, 11, 22)).publish()
+    newer = make_night(store_uri, as_of=AS_OF).publish()
+    (tmp_path / "kept" / "_meta" / "LATEST.json").unlink()
+    store = open_store(store_uri)
+    assert not advance_latest(store, find_commit(store, date(2026, 11, 22))), "the newer one is what was live"
+    assert open_latest(store_uri).manifest.attempt == newer.attempt
