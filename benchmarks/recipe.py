@@ -75,6 +75,8 @@ def prepare(ratings: Path, split: str, folder: Path) -> Spec:
     seen = latest.select(
         "user_id", "item_id", timestamp_us=pl.col("timestamp") * 1_000_000, liked=pl.col("rating") >= 4
     ).sort("user_id", "item_id")
+    time = pl.col("timestamp_us")  # these sets have one rating a pair
+    seen = seen.with_columns(first_seen_us=time, first_liked_us=pl.when("liked").then(time))
     pairs, user_ids, item_ids = number_ids(seen)
     parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
     write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))

@@ -29,10 +29,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row for every valid (user, item) pair: its latest event.
+    """One row for every valid (user, item) pair: what its latest event says, and since when it is known.
 
-    `seen_path` is Parquet with user_id, item_id (as they came), timestamp_us (int64, microseconds since 1970 UTC)
-    and liked (bool), sorted by user_id, item_id.
+    `seen_path` is Parquet, sorted by user_id, item_id (as they came), with times in microseconds since 1970 UTC:
+    timestamp_us and liked (bool) of the latest event; first_seen_us, the pair's first event; first_liked_us, its first
+    like, null if there is none.
     """
 
     seen_path: str

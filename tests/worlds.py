@@ -50,10 +50,16 @@ def two_taste_world(*, seed: int = 0, integer_ids: bool = False) -> World:
         }
     ).sort("user_id", "item_id")
     return World(
-        seen,
+        met_once(seen),
         {name("u", user, integer_ids): user % 2 for user in range(NUM_USERS)},
         {name("i", item, integer_ids): item % 2 for item in range(NUM_ITEMS)},
     )
+
+
+def met_once(seen: pl.DataFrame) -> pl.DataFrame:
+    """Pairs with one event each: the first one is the latest."""
+    time = pl.col("timestamp_us")
+    return seen.with_columns(first_seen_us=time, first_liked_us=pl.when("liked").then(time))
 
 
 def name(letter: str, number: int, integer_ids: bool) -> object:

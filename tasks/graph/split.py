@@ -1,7 +1,13 @@
 """Which likes train, which choose the epochs, which judge. By time: nothing is learned from what came later.
 
+A like belongs to the moment of the pair's first like, however often it was repeated: from then on it could be learned.
+What a user had met before a part begins is nothing to find in it, since no list may show it; such a like, of an item
+first met without liking it, has no part and is learned by the served fit only. Of a like that was withdrawn later
+nothing is left in any part: ingest keeps what a pair's latest event says.
+
 Two settings. `global_time`: one moment for everybody, as in production, where tomorrow is unknown for all users at
-once. `per_user_time`: the last part of each user's likes; every user with three likes or more is judged.
+once. `per_user_time`: the last part of each user's likes; every user with three likes or more is judged
+(unless all they liked last had been met before).
 """
 
 import polars as pl
@@ -10,9 +16,9 @@ from tasks.errors import GraphTooSmall, LeakDetected
 
 
 def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, test_share: float) -> pl.DataFrame:
-    """Adds to (user_index, item_index, timestamp_us, liked), in the same order:
+    """Adds to (user_index, item_index, liked, first_seen_us, first_liked_us), in the same order:
 
-    part                     train, validation or test for a like; null for a pair that is only seen
+    part                     train, validation or test for a like; null for a pair that is only seen, or was met before
     seen_before_validation   the user had met the item before their validation likes begin
     seen_before_test         the same for test
 
@@ -21,17 +27,17 @@ def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, t
     if not pairs["liked"].any():
         raise GraphTooSmall("there is not one like to split. Nothing was published. More events are needed.")
     by = _parts_by_global_time if split == "global_time" else _parts_by_user_time
-    parted = by(pairs, validation_share, test_share)
+    parted = _without_what_was_met(by(pairs, validation_share, test_share))
     _refuse_a_leak(parted, split)
     _refuse_an_empty_part(parted, split)
     return parted
 
 
 def _parts_by_global_time(pairs: pl.DataFrame, validation_share: float, test_share: float) -> pl.DataFrame:
-    times = pairs.filter("liked")["timestamp_us"].sort()
+    times = pairs.filter("liked")["first_liked_us"].sort()
     validation_from = times[int(len(times) * (1 - validation_share - test_share))]
     test_from = times[min(len(times) - 1, int(len(times) * (1 - test_share)))]
-    time = pl.col("timestamp_us")
+    time, met = pl.col("first_liked_us"), pl.col("first_seen_us")
     # Events of one instant stay together, so a part can be a little smaller than its share.
     part = (
         pl.when(time >= test_from)
@@ -42,8 +48,8 @@ def _parts_by_global_time(pairs: pl.DataFrame, validation_share: float, test_sha
     )
     return pairs.with_columns(
         part=pl.when("liked").then(part),
-        seen_before_validation=time < validation_from,
-        seen_before_test=time < test_from,
+        seen_before_validation=met < validation_from,
+        seen_before_test=met < test_from,
     )
 
 
@@ -52,7 +58,7 @@ def _parts_by_user_time(pairs: pl.DataFrame, validation_share: float, test_share
 
     A user with n >= 3 likes gives max(1, floor(n x share)) of them to test and to validation, others train only.
     """
-    order = pl.struct("timestamp_us", "item_index").rank("ordinal").over("user_index").cast(pl.Int64)
+    order = pl.struct("first_liked_us", "item_index").rank("ordinal").over("user_index").cast(pl.Int64)
     count = pl.len().over("user_index").cast(pl.Int64)
 
     def share_of(share: float) -> pl.Expr:
@@ -71,16 +77,24 @@ def _parts_by_user_time(pairs: pl.DataFrame, validation_share: float, test_share
     parted = pairs.join(likes, on=["user_index", "item_index"], how="left", maintain_order="left")
 
     def begins(name: str) -> pl.Expr:
-        return pl.col("timestamp_us").filter(pl.col("part") == name).min().over("user_index")
+        return pl.col("first_liked_us").filter(pl.col("part") == name).min().over("user_index")
 
     def seen_before(name: str, parts: list[str]) -> pl.Expr:
-        earlier = pl.col("timestamp_us") < begins(name)
-        return pl.when("liked").then(pl.col("part").is_in(parts)).otherwise(earlier.fill_null(True))
+        earlier = pl.col("first_seen_us") < begins(name)
+        # By part where likes share an instant; a later part's like may still have been met, and not liked, before.
+        return pl.col("part").is_in(parts).fill_null(False) | earlier.fill_null(pl.col("part").is_null())
 
     return parted.with_columns(
         seen_before_validation=seen_before("validation", ["train"]),
         seen_before_test=seen_before("test", ["train", "validation"]),
     )
+
+
+def _without_what_was_met(parted: pl.DataFrame) -> pl.DataFrame:
+    met = pl.any_horizontal(
+        (pl.col("part") == part) & pl.col(f"seen_before_{part}") for part in ("validation", "test")
+    ).fill_null(False)
+    return parted.with_columns(part=pl.when(~met).then("part"))
 
 
 def _refuse_an_empty_part(parted: pl.DataFrame, split: str) -> None:
@@ -103,7 +117,7 @@ def _refuse_an_empty_part(parted: pl.DataFrame, split: str) -> None:
 def _refuse_a_leak(parted: pl.DataFrame, split: str) -> None:
     """The last training like must not be later than the first one it is judged on: of anybody, or of the same user."""
     groups = [] if split == "global_time" else ["user_index"]
-    time = pl.col("timestamp_us")
+    time = pl.col("first_liked_us")
     spans = parted.group_by(groups or pl.lit(0).alias("all")).agg(
         *[time.filter(pl.col("part") == part).max().alias(f"{part}_last") for part in ("train", "validation")],
         *[time.filter(pl.col("part") == part).min().alias(f"{part}_first") for part in ("validation", "test")],

@@ -158,8 +158,8 @@ def last_event_at(schema: EventSchema) -> datetime:
     if found is None:
         raise InputMissing(
             f"none of the {schema.num_rows:,} rows in {len(schema.files)} event files is a valid event from a time its "
-            "file can know, so there is no date to work for. Nothing was started. Give a date to see which rule "
-            "refuses the rows."
+            "file can know, so there is no date to work for. Nothing was started. Integer timestamps must be seconds "
+            "since 1970, not milliseconds. Give a date (AS_OF) to see which rule quarantines the rows."
         )
     return _instant(found)
 
@@ -294,12 +294,19 @@ def ensure_counts_add_up(interactions: Interactions) -> None:
 def _one_row_a_pair(valid: pl.LazyFrame) -> pl.LazyFrame:
     # One integer orders a pair's events: the time, and the like as its last bit. Its maximum is the latest event and,
     # of simultaneous ones, a liked one if there is any, which is the best rated. Exact, and the engine streams it.
-    latest = valid.group_by("user_id", "item_id").agg((pl.col("timestamp_us") * 2 + pl.col("liked")).max().alias("key"))
-    return latest.select(
+    time = pl.col("timestamp_us")
+    pairs = valid.group_by("user_id", "item_id").agg(
+        (time * 2 + pl.col("liked")).max().alias("key"),
+        time.min().alias("first_seen_us"),
+        pl.when("liked").then(time).min().alias("first_liked_us"),
+    )
+    return pairs.select(
         "user_id",
         "item_id",
         (pl.col("key") // 2).alias("timestamp_us"),
         (pl.col("key") % 2 == 1).alias("liked"),
+        "first_seen_us",
+        "first_liked_us",
     ).sort("user_id", "item_id")
 
 
@@ -325,7 +332,7 @@ def _measure(seen_path: Path) -> _Seen:
             num_items=pl.col("item_id").n_unique(),
             liking_users=pl.col("user_id").filter(liked).n_unique(),
             liked_items=pl.col("item_id").filter(liked).n_unique(),
-            first_us=pl.col("timestamp_us").min(),
+            first_us=pl.col("first_seen_us").min(),
             last_us=pl.col("timestamp_us").max(),
         )
         .collect(engine="streaming")

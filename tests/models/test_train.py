@@ -18,7 +18,7 @@ from models.rivals import popularity
 from models.topk import inner_product_scorer, top_k
 from models.train import Diverged, Fit, Spec, Validation, fit
 from tasks.contracts import Graph
-from tests.worlds import World, build_graph_of, spec_for, two_taste_world
+from tests.worlds import World, build_graph_of, met_once, spec_for, two_taste_world
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +168,7 @@ def test_users_and_items_that_only_the_future_knows_do_not_disturb_the_judged_fi
         timestamp_us=world.seen["timestamp_us"].head(6) * 0 + late + 1,
         liked=world.seen["liked"].head(6) | True,
     )
-    graph = build_graph_of(world.seen.vstack(newcomers).sort("user_id", "item_id"), tmp_path / "graph")
+    graph = build_graph_of(world.seen.vstack(met_once(newcomers)).sort("user_id", "item_id"), tmp_path / "graph")
     spec = spec_for(graph, tmp_path / "fit", max_epochs=2)
     judged = fit(spec, ALONE, "judged", epochs=2, validation=Validation(spec))
     assert all(np.isfinite(epoch.loss) for epoch in judged.curve)

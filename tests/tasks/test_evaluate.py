@@ -13,7 +13,7 @@ from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
 from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
-from tests.worlds import build_graph_of, fit_here, two_taste_world
+from tests.worlds import build_graph_of, fit_here, met_once, two_taste_world
 
 SETTINGS = EvaluateConfig(k=10, resamples=200, knn_neighbours=20)
 BLOCK_BYTES = 2**20
@@ -117,7 +117,7 @@ def test_users_without_a_history_get_the_popular_list_from_every_model(tmp_path:
             "liked": [True] * 5,
         }
     )
-    graph = build_graph_of(pl.concat([seen, newcomers]).sort("user_id", "item_id"), tmp_path / "graph")
+    graph = build_graph_of(pl.concat([seen, met_once(newcomers)]).sort("user_id", "item_id"), tmp_path / "graph")
     fitted = fit_here(graph, tmp_path / "fit", max_epochs=2)
     evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
     assert evaluation.users_by_history["without_history"] == 5

@@ -95,8 +95,10 @@ def test_every_pair_becomes_one_row_sorted_by_user_and_item(store: Any, tmp_path
         "item_id": pl.String,
         "timestamp_us": pl.Int64,
         "liked": pl.Boolean,
+        "first_seen_us": pl.Int64,
+        "first_liked_us": pl.Int64,
     }
-    assert seen.rows() == [
+    assert seen.select("user_id", "item_id", "timestamp_us", "liked").rows() == [
         ("ada", "rye", (NOON_S + 1) * 1_000_000, True),
         ("ada", "tea", NOON_S * 1_000_000, True),
         ("ben", "jam", (NOON_S + 3) * 1_000_000, False),
@@ -124,6 +126,30 @@ def test_the_latest_event_of_a_pair_counts_and_the_best_rated_of_simultaneous_on
     assert liked[("ben", "jam")] is True
     assert liked[("cleo", "rye")] is True
     assert night.duplicate == 3
+
+
+def test_a_pair_keeps_when_it_was_first_met_and_first_liked(store: Any, tmp_path: Path) -> None:
+    put(
+        store,
+        with_rows(
+            ("ada", "tea", 5.0, NOON_S + 60),  # liked again
+            ("ben", "jam", 5.0, NOON_S + 30),  # met at 3 and rated 2, liked now
+            ("cleo", "rye", 1.0, NOON_S + 60),  # liked at 4, not any more
+        ),
+    )
+    night = read_night(store, tmp_path)
+    first = {row[:2]: row[2:] for row in pl.read_parquet(night.seen_path).iter_rows()}
+    second = 1_000_000
+
+    def times(latest: int, liked: bool, seen: int, first_liked: int | None) -> tuple[int | bool | None, ...]:
+        since = [(NOON_S + at) * second if at is not None else None for at in (latest, seen, first_liked)]
+        return (since[0], liked, since[1], since[2])
+
+    assert first[("ada", "tea")] == times(60, True, 0, 0)
+    assert first[("ben", "jam")] == times(30, True, 3, 30)
+    assert first[("cleo", "rye")] == times(60, False, 4, 4)
+    assert first[("ben", "tea")] == times(2, True, 2, 2)
+    assert night.first_event_at == datetime.fromtimestamp(NOON_S, UTC), "of all events, not of the latest of each pair"
 
 
 def test_without_a_threshold_every_event_is_a_like_and_no_rating_is_needed(store: Any, tmp_path: Path) -> None:

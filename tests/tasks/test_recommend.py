@@ -12,7 +12,7 @@ from tasks.config import RecommendConfig
 from tasks.contracts import Fitted, Graph, Recommendations
 from tasks.recommend.lists import recommend_everyone
 from tasks.run import file_sha256
-from tests.worlds import World, build_graph_of, fit_here, name, two_taste_world
+from tests.worlds import World, build_graph_of, fit_here, met_once, name, two_taste_world
 
 TOP_10 = RecommendConfig(k=10)
 
@@ -34,8 +34,10 @@ def world(integer_ids: bool) -> World:
     likes_nothing = pl.col("user_id").is_in([user[30], user[31]])
     seen = world.seen.with_columns(liked=pl.col("liked") & ~likes_nothing)
     rows = [(user[32], item[i]) for i in range(60)] + [(user[33], item[i]) for i in range(56)]
-    met = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_columns(
-        timestamp_us=pl.lit(0, pl.Int64), liked=pl.lit(False)
+    met = met_once(
+        pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_columns(
+            timestamp_us=pl.lit(0, pl.Int64), liked=pl.lit(False)
+        )
     )
     met = met.join(seen, on=["user_id", "item_id"], how="anti").select(seen.columns)
     return replace(world, seen=pl.concat([seen, met]).sort("user_id", "item_id"))

@@ -13,17 +13,36 @@ SPLITS = ("global_time", "per_user_time")
 PARTS = ("train", "validation", "test")
 
 
+PAIRS = {
+    "user_index": pl.Int32,
+    "item_index": pl.Int32,
+    "liked": pl.Boolean,
+    "first_seen_us": pl.Int64,
+    "first_liked_us": pl.Int64,
+}
+
+
 def pairs_of(rows: list[tuple[int, int, int, bool]]) -> pl.DataFrame:
-    schema = {"user_index": pl.Int32, "item_index": pl.Int32, "timestamp_us": pl.Int64, "liked": pl.Boolean}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    """Pairs with one event each: (user, item, time, liked)."""
+    events = [(user, item, liked, time, time if liked else None) for user, item, time, liked in rows]
+    return pl.DataFrame(events, schema=PAIRS, orient="row")
 
 
 @st.composite
 def pairs(draw: st.DrawFn) -> pl.DataFrame:
-    """Distinct (user, item) pairs; few different times, so that many events share an instant."""
+    """Distinct (user, item) pairs; few different times, so that many events share an instant.
+
+    Some were met before they were liked; some that were liked once are not any more.
+    """
     cells = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 14)), min_size=3, max_size=60, unique=True))
     latest = draw(st.sampled_from([3, 30, 10**15]))
-    return pairs_of([(u, i, draw(st.integers(-latest, latest)), draw(st.integers(0, 4)) > 0) for u, i in cells])
+    time = st.integers(-latest, latest)
+    rows = []
+    for user, item in cells:
+        liked, seen_at = draw(st.integers(0, 4)) > 0, draw(time)
+        liked_at = draw(st.sampled_from([seen_at, max(seen_at, draw(time))]))
+        rows.append((user, item, liked, seen_at, liked_at if liked else draw(st.sampled_from([None, liked_at]))))
+    return pl.DataFrame(rows, schema=PAIRS, orient="row")
 
 
 SHARES = st.sampled_from([0.01, 0.1, 0.25, 0.4])
@@ -38,7 +57,7 @@ def split_or_assume(frame: pl.DataFrame, split: str, validation_share: float, te
 
 
 def times(parted: pl.DataFrame, part: str) -> pl.Series:
-    return parted.filter(pl.col("part") == part)["timestamp_us"]
+    return parted.filter(pl.col("part") == part)["first_liked_us"]
 
 
 @settings(max_examples=150, deadline=None)
@@ -61,11 +80,18 @@ def test_no_users_training_is_later_than_what_they_are_judged_on(
         if len(own) < 3:
             assert counts == {"train": len(own), "validation": 0, "test": 0}
             continue
-        assert min(counts.values()) >= 1
-        assert counts["test"] == max(1, int(len(own) * test_share))
-        assert counts["validation"] == max(1, int(len(own) * validation_share))
-        assert times(own, "train").max() <= times(own, "validation").min()  # type: ignore[operator]
-        assert times(own, "validation").max() <= times(own, "test").min()  # type: ignore[operator]
+        sizes = {"validation": max(1, int(len(own) * validation_share)), "test": max(1, int(len(own) * test_share))}
+        assert counts["train"] == len(own) - sum(sizes.values())
+        # Those that were met before they were liked may have no part, and no others.
+        for part, size in sizes.items():
+            assert counts[part] <= size
+        lacking = sum(sizes.values()) - counts["validation"] - counts["test"]
+        without = own.filter(pl.col("part").is_null())
+        assert len(without) == lacking
+        assert (without["first_seen_us"] < without["first_liked_us"]).all()
+        train, validation, test = (times(own, part).to_list() for part in PARTS)
+        assert all(earlier <= later for earlier in train for later in validation + test)
+        assert all(earlier <= later for earlier in validation for later in test)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -83,13 +109,27 @@ def test_what_a_list_leaves_out_is_never_what_it_is_judged_on(
     assert parted.filter(part.is_in(["train", "validation"]) & ~pl.col("seen_before_test")).is_empty()
 
 
+@settings(max_examples=100, deadline=None)
+@given(frame=pairs(), validation_share=SHARES, test_share=SHARES)
+def test_whatever_a_user_had_met_before_a_part_begins_is_no_target_of_it(
+    frame: pl.DataFrame, validation_share: float, test_share: float
+) -> None:
+    parted = split_or_assume(frame, "global_time", validation_share, test_share)
+    for part in ("validation", "test"):
+        targets = parted.filter(pl.col("part") == part)
+        assert (targets["first_seen_us"] >= targets["first_liked_us"].min()).all()
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @settings(max_examples=50, deadline=None)
 @given(frame=pairs())
 def test_every_like_has_a_part_nothing_else_has_one_and_the_order_stays(split: str, frame: pl.DataFrame) -> None:
     parted = split_or_assume(frame, split, 0.1, 0.1)
     assert parted.select(frame.columns).equals(frame)
-    assert parted["part"].is_not_null().to_list() == frame["liked"].to_list()
+    met_before_liked = frame["first_seen_us"] < frame["first_liked_us"]
+    for has_part, liked, late in zip(parted["part"].is_not_null(), frame["liked"], met_before_liked, strict=True):
+        assert has_part <= liked
+        assert has_part or not liked or late
     assert set(parted["part"].drop_nulls()) <= set(PARTS)
     assert parted.select("seen_before_validation", "seen_before_test").null_count().sum_horizontal().item() == 0
 
@@ -113,6 +153,30 @@ def test_what_was_met_and_not_liked_is_left_out_only_from_its_moment_on() -> Non
         assert before[90]["seen_before_test"]
         assert not before[91]["seen_before_validation"]
         assert not before[91]["seen_before_test"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_like_that_was_repeated_later_is_learned_from_its_first_time_on(split: str) -> None:
+    """Ten likes at ten moments. Item 2 is liked again at the very end: its row says the latest event, and the first."""
+    frame = pairs_of([(0, item, item * 10, True) for item in range(10)]).with_columns(timestamp_us=pl.lit(1000))
+    parted = split_by_time(frame, split=split, validation_share=0.1, test_share=0.1)
+    assert parted["part"].to_list() == ["train"] * 8 + ["validation", "test"]
+    assert parted["seen_before_test"].to_list() == [True] * 9 + [False]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("met_at", "is_found"), [(5, False), (75, False), (92, True)])
+def test_an_item_first_met_without_liking_it_is_nothing_to_find_later(split: str, met_at: int, is_found: bool) -> None:
+    """The last of ten likes, at 95, is of an item that the user had met at `met_at`; test begins at 80 or 90."""
+    likes = [(0, item, item * 10, True) for item in range(10)]
+    more = [(1, item, item * 10 + 1, True) for item in range(10)]
+    frame = pairs_of([*likes, (0, 50, 95, True), *more]).with_columns(
+        first_seen_us=pl.when(pl.col("item_index") == 50).then(met_at).otherwise("first_seen_us")
+    )
+    parted = split_by_time(frame, split=split, validation_share=0.1, test_share=0.2)
+    late = parted.row(by_predicate=pl.col("item_index") == 50, named=True)
+    assert late["part"] == ("test" if is_found else None)
+    assert late["seen_before_test"] is not is_found
 
 
 def test_likes_of_one_second_are_parted_by_item_so_that_a_night_can_be_repeated() -> None:
@@ -164,7 +228,8 @@ def test_a_leak_is_refused(split: str, trained_on_late: str) -> None:
     )
     parted = split_by_time(frame, split=split, validation_share=0.1, test_share=0.2)
     _refuse_a_leak(parted, split)
-    last = pl.col("timestamp_us") == pl.col("timestamp_us").filter(pl.col("part") == "test").max().over("user_index")
+    time = pl.col("first_liked_us")
+    last = time == time.filter(pl.col("part") == "test").max().over("user_index")
     leaking = parted.with_columns(part=pl.when(last).then(pl.lit(trained_on_late)).otherwise(pl.col("part")))
     with pytest.raises(LeakDetected, match="fault in the split, not in your data; nothing was published"):
         _refuse_a_leak(leaking, split)
