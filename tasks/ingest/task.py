@@ -37,10 +37,10 @@ def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
 
 
 def _scheduled_on() -> date | None:
-    """The expected start outlives lateness and retries. A run without a deployment was started by hand: no schedule."""
+    """The expected start outlives lateness and retries. Whoever presses a button has no schedule."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
-    if flow_run is None or flow_run.deployment_id is None or flow_run.expected_start_time is None:
+    if flow_run is None or not flow_run.auto_scheduled or flow_run.expected_start_time is None:
         return None
     return flow_run.expected_start_time.astimezone(UTC).date()
 

@@ -94,6 +94,9 @@ def test_the_deployment_is_scheduled_at_night_and_refuses_a_second_run(
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "or the automation ends healthy runs"
     assert not [name for name in environment if name.startswith("AWS_")], "job variables are stored in clear"
     assert ask(stack, "GET", "/work_pools/nightgraph")["type"] == "process"
+    # What tells a night of the schedule, whose date is that day, from one that somebody starts.
+    planned = _eventually(lambda: ask(stack, "POST", "/flow_runs/filter", {"limit": 5}), within_s=60)
+    assert all(run["auto_scheduled"] and run["expected_start_time"][11:16] == "02:15" for run in planned)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +145,11 @@ def test_a_run_with_changed_settings_publishes_by_them_and_leaves_its_report(
     stack: Stack, deployment: dict[str, Any]
 ) -> None:
     run = _start_run(stack, deployment, {"config": {"train": {"max_epochs": 2}, "recommend": {"k": 7}}})
+    assert not run["auto_scheduled"]
     assert _wait_for(stack, run, *FINISHED)["name"] == "Completed", _log_lines(stack, run)
     latest = _latest(stack)
     assert latest["k"] == 7
+    assert latest["as_of"] == "2026-11-23", "started by hand: the day after the town's last event, not today"
     assert latest["rows"] == 7 * latest["users"]
     artifacts = {artifact["key"]: artifact for artifact in _artifacts(stack, run)}
     assert artifacts["night"]["type"] == "markdown"

@@ -46,18 +46,18 @@ def test_a_file_swapped_after_the_night_opened_ends_it(town: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deployment_id", "as_of", "night"),
+    ("by_schedule", "as_of", "night"),
     [
-        ("a deployment", None, date(2026, 11, 24)),
-        ("a deployment", date(2026, 11, 20), date(2026, 11, 20)),
-        (None, None, date(2026, 11, 23)),
+        (True, None, date(2026, 11, 24)),
+        (True, date(2026, 11, 20), date(2026, 11, 20)),
+        (False, None, date(2026, 11, 23)),
     ],
 )
-def test_the_scheduled_start_gives_the_date_only_to_a_run_of_a_deployment(
-    deployment_id: str | None, as_of: date | None, night: date, town: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_start_gives_the_date_only_to_a_run_that_the_schedule_made(
+    by_schedule: bool, as_of: date | None, night: date, town: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow_run = SimpleNamespace(
-        deployment_id=deployment_id, expected_start_time=datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
+        auto_scheduled=by_schedule, expected_start_time=datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
     )
     monkeypatch.setattr(FlowRunContext, "get", lambda: SimpleNamespace(flow_run=flow_run))
     assert open_run.fn(NightlyConfig(), as_of, False).as_of == night
