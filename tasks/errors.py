@@ -69,6 +69,10 @@ class InputUnstable(NightError):
     worth_a_retry = True
 
 
+class ReaderFailed(NightError):
+    """The process that decodes event files ended in a way that none of these names describes: a bug here."""
+
+
 class SchemaDrift(NightError):
     """A column is missing, or has a type that cannot be read as what it should be."""
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -20,9 +21,10 @@ from pydantic import TypeAdapter
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
 from tasks.contracts import Interactions
-from tasks.errors import InputCorrupt, NightError, StoreUnavailable
+from tasks.errors import InputCorrupt, NightError, ReaderFailed, StoreUnavailable
+from tasks.ingest.events import last_event_at, read_through
 from tasks.ingest.inspection import inspect_files
-from tasks.ingest.interactions import digest, last_event_at, read_through
+from tasks.ingest.interactions import digest
 from tasks.run import PROJECT_ROOT
 from tasks.store import StoredObject, open_store
 
@@ -46,7 +48,7 @@ def digest_apart(
 
 
 def last_event_apart(store_uri: str, files: list[StoredObject], like_threshold: float | None) -> datetime:
-    """interactions.last_event_at in a child. Raises what it raises, and InputCorrupt as digest_apart does."""
+    """events.last_event_at in a child. Raises what it raises, and InputCorrupt as digest_apart does."""
     return datetime.fromisoformat(_answer(Job("last event", store_uri, files, like_threshold)))
 
 
@@ -55,8 +57,16 @@ def _answer(job: Job) -> Any:
     if ended.returncode < 0:
         raise _name_the_killer(job, -ended.returncode)
     if ended.returncode > 0:
-        raise RuntimeError(f"the reading process failed:\n{ended.stderr[-2000:]}")
+        raise ReaderFailed(
+            f"the process that reads the event files ended with exit code {ended.returncode} before it could answer. "
+            "Nothing was published. Check that this installation is whole (make test), then run again."
+        )
     answer = json.loads(ended.stdout)
+    if "fault" in answer:
+        raise ReaderFailed(
+            f"reading {len(job.files)} event files ended in {answer['fault']}, an error that has no name here. Nothing "
+            "was published. This is a fault of the job: please report it with this line."
+        )
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if "error" in answer:
@@ -105,10 +115,16 @@ def main() -> None:
     except NightError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        answer = {"errno": error.errno}
+        answer = {"errno": error.errno} if error.errno == errno.ENOSPC else {"fault": _fault(error)}
+    except Exception as error:
+        answer = {"fault": _fault(error)}
     print(json.dumps(answer))
+
+
+def _fault(error: Exception) -> str:
+    """What and where, without the message: it may quote a user's id."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _work(job: Job) -> Any:

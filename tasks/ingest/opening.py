@@ -14,8 +14,8 @@ from tasks.config import NightlyConfig
 from tasks.contracts import Run
 from tasks.errors import DiskFull
 from tasks.ingest.child import last_event_apart
+from tasks.ingest.events import scan_events
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
-from tasks.ingest.interactions import scan_events
 from tasks.run import PROJECT_ROOT, WORK_VARIABLE, decide_date, fingerprint_of, work_folder
 from tasks.store import Store, StoredObject
 

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from tasks.errors import InputCorrupt, InputMissing, SchemaDrift
+from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files, pin_inputs
-from tasks.ingest.interactions import digest, last_event_at
+from tasks.ingest.interactions import digest
 from tasks.ingest.movielens import import_ratings, import_titles, read_titles, titles_beside
 from tasks.run import decide_date
 from tasks.store import open_store

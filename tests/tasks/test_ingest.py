@@ -27,10 +27,12 @@ from tasks.errors import (
     InputMissing,
     InputUnstable,
     NothingLiked,
+    ReaderFailed,
     SchemaDrift,
 )
 from tasks.ingest import opening
 from tasks.ingest.child import digest_apart
+from tasks.ingest.events import last_event_at, rules
 from tasks.ingest.inspection import (
     ensure_unchanged,
     input_fingerprint,
@@ -38,7 +40,7 @@ from tasks.ingest.inspection import (
     pin_inputs,
     pinned_while_reading,
 )
-from tasks.ingest.interactions import digest, ensure_counts_add_up, last_event_at, rules
+from tasks.ingest.interactions import digest, ensure_counts_add_up
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
 from tasks.store import LocalStore, open_store
 
@@ -422,6 +424,13 @@ def test_broken_pages_under_a_good_footer_are_named(store: Any, tmp_path: Path) 
     store.put_once("events/broken.parquet", good[:4] + b"\xff" * 300 + good[304:])
     with pytest.raises(InputCorrupt, match=r"events/broken\.parquet has a good footer"):
         read_night(store, tmp_path)
+
+
+def test_a_fault_while_reading_has_a_name_and_a_place_and_quotes_no_row(store: Any, tmp_path: Path) -> None:
+    put(store, PLAIN)
+    with pytest.raises(ReaderFailed, match=r"1 event files ended in AssertionError \(child\.py:\d+\)") as fault:
+        digest_apart(store.uri, pin_inputs(store), tmp_path, as_of=None, like_threshold=4.0)  # type: ignore[arg-type]
+    assert "ada" not in str(fault.value)
 
 
 def test_a_footer_that_claims_more_rows_than_its_file_can_hold_is_refused(store: Any, monkeypatch: Any) -> None:

@@ -11,8 +11,9 @@ import s3fs
 from fsspec.asyn import sync
 
 from tasks.errors import InputCorrupt, InputUnstable, StoreUnavailable
+from tasks.ingest.events import last_event_at, naming_read_errors
 from tasks.ingest.inspection import ensure_unchanged, inspect_files, pin_inputs, pinned_while_reading
-from tasks.ingest.interactions import digest, last_event_at, naming_read_errors
+from tasks.ingest.interactions import digest
 from tasks.ingest.town import write_town
 from tasks.store import open_store
 

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files, pin_inputs
-from tasks.ingest.interactions import digest, last_event_at
+from tasks.ingest.interactions import digest
 from tasks.ingest.movielens import read_titles
 from tasks.ingest.town import LAST_DAY, NUM_DAYS, Town, build_town, known_answer, taste_share, write_town
 from tasks.run import decide_date
