@@ -4,7 +4,6 @@ Nothing is read before a sink asks for it; what goes wrong while reading gets on
 """
 
 import errno
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +19,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LARGEST_S = 9_000_000_000_000
 CLOCK_SLACK = timedelta(days=1)
 
-log = logging.getLogger("nightgraph.ingest")
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
