@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace, store_uri: str, console: Console) -> None:
     from tasks.ingest.town import write_town
     from tasks.report.audit import read_night
     from tasks.report.people import three_people
-    from tasks.report.screen import already_screen, night_screen
+    from tasks.report.screen import already_screen, night_screen, show
     from tasks.store import open_store
 
     log = logging.getLogger("nightgraph.events")
@@ -71,13 +71,13 @@ def _run(options: argparse.Namespace, store_uri: str, console: Console) -> None:
     published = nightly(config, as_of=options.as_of, force=options.force)
     next_steps = _next_steps(options, store_uri)
     if published.already:
-        console.print(already_screen(published, next_steps))
+        show(console, already_screen(published, next_steps))
         return
     import polars as pl
 
     lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
     people = three_people(scan_likes(store, config.ingest.like_threshold), lists, read_titles(store))
-    console.print(night_screen(read_night(store, published), people, next_steps))
+    show(console, night_screen(read_night(store, published), people, next_steps))
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
