@@ -18,6 +18,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from deploy.stack import Stack, down, members
 from flows.by_hand import night_settings, parse, show_night, start_server, store_of
 from tasks.contracts import Published
 from tasks.errors import RunConfigError
@@ -325,6 +326,19 @@ def test_ratings_for_a_store_with_other_events_end_before_anything_is_written(pl
 def test_a_prefect_server_that_is_named_is_used_instead_of_one_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     assert start_server() is None
+
+
+def test_make_down_says_where_the_recommendations_stay(tmp_path: Path) -> None:
+    """`down` is not told the store; the last `up` left it."""
+    stack = Stack(tmp_path / "up", port=4200, store="the demo's", work=tmp_path / "work")
+    stack.state.mkdir()
+    (stack.state / "store").write_text("s3://bucket/prefix")
+    of_the_stack = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=stack.environment())
+    with of_the_stack:
+        eventually(lambda: members(stack), within_s=10)
+        said = down(stack)
+    assert said.startswith("down. events and published recommendations stay in s3://bucket/prefix, the runs' history")
+    assert str(stack.state) in said
 
 
 # ---- how the tests wait
