@@ -3,6 +3,7 @@
     state/prefect/       Prefect's database; stays when everything is down
     state/<name>.log     what the server and the worker said
     state/<name>.json    which process it is
+    state/store          where nights read and publish: `down` is not told, and says that it stays
 
 Every process of a stack, and whatever it starts, carries NIGHTGRAPH_STACK=<state folder> in its environment. That is
 how `down` finds them all: a run that outlived its worker too, and never a stranger that got an old process id.
@@ -87,6 +88,9 @@ def up(stack: Stack) -> str:
         was_up = bool(server and recorded(stack, "worker"))
         if not server:
             _refuse_taken_port(stack.port)
+        if not was_up:
+            print("starting server, worker and deployment (half a minute the first time)", flush=True)
+        if not server:
             command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(stack.port)]
             _start(stack, "server", command)
             _wait(stack, "server", lambda: _answers(stack, "/api/health"))
@@ -95,6 +99,7 @@ def up(stack: Stack) -> str:
         # The worker makes the pool if it is missing.
         _wait(stack, "worker", lambda: _answers(stack, f"/api/work_pools/{POOL}"))
         _apply(stack)
+        (stack.state / "store").write_text(stack.store)
         _wait(stack, "worker", lambda: _worker_is_online(stack))
     return _welcome(stack, was_up=was_up)
 
@@ -118,7 +123,10 @@ def down(stack: Stack) -> str:
         raise StackError(f"these processes do not end: {', '.join(str(process.pid) for process in left)}")
     _forget(stack)
     stopped = f" {told} running night{'s' * (told != 1)} marked Cancelled;" if told else ""
-    return f"down.{stopped} data, published recommendations and the runs' history stay in {_short(stack.state)}."
+    return (
+        f"down.{stopped} events and published recommendations stay in {_place(_served(stack))}, the runs' history in "
+        f"{_short(stack.state)}."
+    )
 
 
 def status(stack: Stack) -> str:
@@ -312,7 +320,7 @@ def _welcome(stack: Stack, *, was_up: bool) -> str:
   Runs > the newest                          its stages live; Artifacts: the night's report
   Schedule                                   every night at 02:15 UTC, as long as this is up
 
-  events and recommendations   {_short(Path(stack.store)) if "://" not in stack.store else stack.store}
+  events and recommendations   {_place(stack.store)}
   logs                         {_short(stack.state)}/server.log, worker.log
   make down                    stops all of it; data stays
 """
@@ -327,6 +335,17 @@ def _last_words(stack: Stack, name: str, count: int = 15) -> str:
 def _short(path: Path) -> str:
     path = path.resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _served(stack: Stack) -> str:
+    try:
+        return (stack.state / "store").read_text()
+    except FileNotFoundError:  # the first `up` did not get that far
+        return stack.store
+
+
+def _place(store: str) -> str:
+    return store if "://" in store else _short(Path(store))
 
 
 def write_demo_if_empty(store: Path) -> None:
@@ -357,7 +376,6 @@ def main(arguments: list[str]) -> int:
         if options.command == "up":
             if not options.store:
                 write_demo_if_empty(DEMO_STORE)
-            print("starting server, worker and deployment (half a minute the first time)", flush=True)
             print(up(stack))
         else:
             print(down(stack) if options.command == "down" else status(stack))

@@ -1,64 +1,113 @@
 """A night started by hand: bring the events in, run the night, show what came of it. `make nightly` calls this."""
 
 import argparse
-import hashlib
-import json
 import logging
 import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, get_args
 
 import psutil
 from rich.console import Console
 
+from flows.prefect_server import start_server, wait_for
+
+if TYPE_CHECKING:
+    from tasks.config import NightlyConfig
+    from tasks.contracts import Published
+    from tasks.store import Store
+
+# Whatever takes long to import is imported where it is needed: Prefect's server is starting meanwhile.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEMO_STORE = "var/demo"
 
+log = logging.getLogger("nightgraph.events")
+
 
 def main(arguments: list[str]) -> int:
-    options = _parse(arguments)
-    store_uri = options.store or (_folder_for(options.ratings) if options.ratings else DEMO_STORE)
-    _settle_environment(store_uri)
-    # Imported here: Prefect reads its settings once, when it is imported.
+    signal.signal(signal.SIGINT, _leave_at_once)
     from tasks.report.screen import Narrator, error_panel
 
     console = Console()
-    narrator = Narrator(console)
-    logging.getLogger("nightgraph").addHandler(narrator)
+    logging.getLogger("nightgraph").addHandler(Narrator(console))
     logging.getLogger("nightgraph").setLevel(logging.INFO)
-    signal.signal(signal.SIGINT, _leave_at_once)
     try:
-        _run(options, store_uri, console)
+        _run(parse(arguments), console)
     except Exception as error:
         console.print(error_panel(error))
         return 1
     return 0
 
 
-def _run(options: argparse.Namespace, store_uri: str, console: Console) -> None:
-    from flows.nightly import nightly
-    from tasks.ingest.movielens import import_ratings, import_titles, read_titles, titles_beside
-    from tasks.ingest.opening import scan_likes
-    from tasks.ingest.town import write_town
-    from tasks.report.audit import read_night
-    from tasks.report.people import three_people
-    from tasks.report.screen import already_screen, night_screen
+def _run(options: argparse.Namespace, console: Console) -> None:
+    from tasks.ingest.movielens import ensure_alone
+    from tasks.report.screen import already_screen, show
     from tasks.store import open_store
 
-    log = logging.getLogger("nightgraph.events")
-    config = _config(options)
+    config, as_of = night_settings(options)
+    store_uri = store_of(options)
     store = open_store(store_uri)
     if options.ratings:
-        imported = import_ratings(Path(options.ratings), store)
-        log.info("%s: %s rows, %s", options.ratings, f"{imported.num_rows:,}", _news(imported.is_new))
-        titles_path = Path(options.items) if options.items else titles_beside(Path(options.ratings))
-        if titles_path:
-            import_titles(titles_path, store)
+        ensure_alone(Path(options.ratings), store)
+    _settle_environment(store_uri)
+    server = start_server()  # it takes seconds, and the events come in meanwhile
+    _bring_events(options, store)
+    log.info("starting Prefect, which takes some seconds, the first time more")
+    wait_for(server)
+    # Imported here: Prefect reads its settings once, when it is imported.
+    from flows.nightly import nightly
+
+    published = nightly(config, as_of=as_of, force=options.force)
+    if published.already:
+        show(console, already_screen(published, _next_steps(options)))
+    else:
+        show_night(published, store, config.ingest.like_threshold, console, _next_steps(options))
+
+
+def show_night(
+    published: "Published",
+    store: "Store",
+    like_threshold: float | None,
+    console: Console,
+    next_steps: list[tuple[str, str]],
+) -> None:
+    """It is published: from here on, what cannot be read is missing on the screen and no fault of the night."""
+    import polars as pl
+
+    from tasks.ingest.movielens import read_titles
+    from tasks.ingest.opening import scan_likes
+    from tasks.report.audit import read_night
+    from tasks.report.people import three_people
+    from tasks.report.screen import night_screen, published_screen, show
+
+    part = "the audit"
+    try:
+        night = read_night(store, published)
+        part = "the people"
+        lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
+        people = three_people(scan_likes(store, like_threshold), lists, read_titles(store))
+        screen = night_screen(night, people, next_steps)
+    except Exception as error:
+        screen = published_screen(published, f"{part} cannot be read. {error}", next_steps)
+    show(console, screen)
+
+
+def _bring_events(options: argparse.Namespace, store: "Store") -> None:
+    """The file of ratings and its titles, or the town; with STORE alone the events are there already."""
+    from tasks.ingest.movielens import import_ratings, import_titles, titles_beside
+    from tasks.ingest.town import write_town
+
+    titles = Path(options.items) if options.items else None
+    if options.ratings:
+        source = Path(options.ratings)
+        imported = import_ratings(source, store)
+        log.info("%s: %s rows, %s", source, f"{imported.num_rows:,}", _news(imported.is_new))
+        titles = titles or titles_beside(source)
     elif not options.store:
         town = write_town(store)
         log.info(
@@ -68,61 +117,71 @@ def _run(options: argparse.Namespace, store_uri: str, console: Console) -> None:
             f"{town.num_events:,}",
             _news(town.num_written > 0),
         )
-    published = nightly(config, as_of=options.as_of, force=options.force)
-    next_steps = _next_steps(options, store_uri)
-    if published.already:
-        console.print(already_screen(published, next_steps))
-        return
-    import polars as pl
+    if titles:
+        import_titles(titles, store)
 
-    lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
-    people = three_people(scan_likes(store, config.ingest.like_threshold), lists, read_titles(store))
-    console.print(night_screen(read_night(store, published), people, next_steps))
+
+def _news(is_new: bool) -> str:
+    return "written into the store" if is_new else "in the store already"
+
+
+def _next_steps(options: argparse.Namespace) -> list[tuple[str, str]]:
+    asked = vars(options) | {"set": " ".join(options.set)}
+    again = "".join(
+        f' {name.upper()}="{asked[name]}"'
+        for name in ("ratings", "items", "store", "as_of", "ranks", "k", "set")
+        if asked[name]
+    )
+    return [
+        (f"make nightly{again} FORCE=1", "the whole night again, published as a new version"),
+        ("make nightly RATINGS=path/to/ratings.csv", "your own ratings: MovieLens as it comes, or Parquet"),
+        ("make up", "the dashboard: schedule, form, every run's report"),
+    ]
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C ends Prefect's own server too, and its client would wait for it. All that counts is on disk already."""
+    """Nothing is worth waiting for: all that counts is on disk already. Prefect's server ends with this process."""
     print("\ninterrupted; the live recommendations are untouched. Run again to go on where it stopped.", flush=True)
     for child in psutil.Process().children(recursive=True):
-        child.terminate()
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
     os._exit(130)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+# ---- what was asked for
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Text only: what is wrong with it is said by `night_settings`, in make's words."""
     parser = argparse.ArgumentParser(prog="make nightly", description=__doc__)
     parser.add_argument("--ratings", default="", help="a file of ratings: Parquet, or GroupLens's csv, u.data, dat")
     parser.add_argument("--items", default="", help="a file of titles; found beside the ratings where it is there")
-    parser.add_argument("--store", default="", help="s3://bucket/prefix or a folder")
-    parser.add_argument("--as-of", type=date.fromisoformat, default=None, help="first day whose events are not used")
-    parser.add_argument("--ranks", type=int, default=None, help="training processes")
-    parser.add_argument("--k", type=int, default=None, help="items for every user")
+    parser.add_argument("--store", default="", help="s3://bucket/prefix or a folder; alone, it holds the events")
+    parser.add_argument("--as-of", default="", help="first day whose events are not used, as in 2026-11-23")
+    parser.add_argument("--ranks", default="", help="training processes")
+    parser.add_argument("--k", default="", help="items for every user")
     parser.add_argument("--set", nargs="*", default=[], metavar="GROUP.FIELD=VALUE", help="any setting")
     parser.add_argument("--force", action="store_true", help="publish a new version even if nothing changed")
     return parser.parse_args(arguments)
 
 
-def _config(options: argparse.Namespace) -> Any:
-    """The settings of the command line over the defaults. Raises RunConfigError naming the field."""
+def night_settings(options: argparse.Namespace) -> "tuple[NightlyConfig, date | None]":
+    """The settings of the command line over the defaults, and the date. Raises RunConfigError naming the field."""
     from pydantic import ValidationError
 
     from tasks.config import NightlyConfig
     from tasks.errors import RunConfigError
 
     given: dict[str, dict[str, object]] = {}
-    if options.ranks is not None:
-        given.setdefault("train", {})["ranks"] = options.ranks
-    if options.k is not None:
-        given.setdefault("recommend", {})["k"] = options.k
-        given.setdefault("evaluate", {})["k"] = options.k
-    for setting in options.set:
-        name, _, value = setting.partition("=")
-        group, _, field = name.partition(".")
-        try:
-            given.setdefault(group, {})[field] = json.loads(value)
-        except json.JSONDecodeError:
-            given.setdefault(group, {})[field] = value
+    if options.ranks:
+        given["train"] = {"ranks": _whole_number("RANKS", options.ranks, example=2)}
+    if options.k:
+        k = _whole_number("K", options.k, example=20)
+        given |= {"recommend": {"k": k}, "evaluate": {"k": k}}
+    for group, field, value in map(_setting, options.set):
+        given.setdefault(group, {})[field] = value
     try:
-        return NightlyConfig.model_validate(given)
+        return NightlyConfig.model_validate(given), _date(options.as_of)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RunConfigError(
@@ -130,37 +189,69 @@ def _config(options: argparse.Namespace) -> Any:
         ) from None
 
 
+def _setting(text: str) -> tuple[str, str, str | None]:
+    """(group, field, value) of `train.width=128`; the value is read by the field itself. Raises RunConfigError."""
+    from tasks.config import NightlyConfig
+    from tasks.errors import RunConfigError
+
+    name, equals, value = text.partition("=")
+    group, _, field = name.partition(".")
+    groups = {key: type(found.default).model_fields for key, found in NightlyConfig.model_fields.items()}
+    if field not in groups.get(group, {}):
+        nearest = {group: groups[group]} if group in groups else groups
+        raise RunConfigError(
+            f"there is no setting {name}. Nothing was started. Write GROUP.FIELD=VALUE; the groups and fields are "
+            + "; ".join(f"{key}: {', '.join(fields)}" for key, fields in nearest.items())
+            + "."
+        )
+    if not equals:
+        raise RunConfigError(f"the setting {name} has no value. Nothing was started. Write {name}=VALUE.")
+    may_be_none = type(None) in get_args(groups[group][field].annotation)
+    return group, field, None if may_be_none and value.lower() in ("none", "null") else value
+
+
+def _whole_number(name: str, text: str, *, example: int) -> int:
+    from tasks.errors import RunConfigError
+
+    try:
+        return int(text)
+    except ValueError:
+        raise RunConfigError(
+            f"{name}={text} is no whole number. Nothing was started. Write it as in {name}={example}."
+        ) from None
+
+
+def _date(text: str) -> date | None:
+    from tasks.errors import RunConfigError
+
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise RunConfigError(
+            f"AS_OF={text} is no date. Nothing was started. Write year, month and day, as in AS_OF=2026-11-23."
+        ) from None
+
+
+def store_of(options: argparse.Namespace) -> str:
+    """STORE; else a folder for this very content of RATINGS, so that two data sets never mix; else the demo's."""
+    from tasks.ingest.movielens import content_hash
+
+    if options.store or not options.ratings:
+        return options.store or DEMO_STORE
+    path = Path(options.ratings)
+    return "var/" + re.sub(r"[^\w.-]+", "-", f"{path.resolve().parent.name}-{path.stem}-{content_hash(path)[:8]}")
+
+
 def _settle_environment(store_uri: str) -> None:
-    """Prefect's own server inside this process, its files under var/, nothing sent to anybody."""
+    """Prefect's files under var/, nothing sent to anybody."""
     os.environ["NIGHTGRAPH_STORE"] = store_uri
     os.environ.setdefault("NIGHTGRAPH_WORK", str(PROJECT_ROOT / "var" / "work"))
     os.environ.setdefault("PREFECT_HOME", str(PROJECT_ROOT / "var" / "prefect"))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     # The rooms' own lines are on the screen already; Prefect's copies of them are not needed twice.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-
-def _folder_for(ratings: str) -> str:
-    """Each file of ratings gets a store of its own, so that two data sets never mix."""
-    path = Path(ratings).resolve()
-    place = hashlib.sha256(str(path).encode()).hexdigest()[:6]  # two files may have equal names in equal folders
-    return "var/" + re.sub(r"[^\w.-]+", "-", f"{path.parent.name}-{path.stem}-{place}")
-
-
-def _news(is_new: bool) -> str:
-    return "written into the store" if is_new else "in the store already"
-
-
-def _next_steps(options: argparse.Namespace, store_uri: str) -> list[tuple[str, str]]:
-    again = f'make nightly RATINGS="{options.ratings}" FORCE=1' if options.ratings else "make nightly FORCE=1"
-    return [
-        (again, "the whole night again, published as a new version"),
-        ("make nightly RATINGS=path/to/ratings.csv", "your own ratings: MovieLens as it comes, or Parquet"),
-        ("make up", "the dashboard: schedule, form, every run's report"),
-    ]
 
 
 if __name__ == "__main__":

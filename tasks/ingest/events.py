@@ -26,7 +26,7 @@ UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 def rules(schema: EventSchema, *, as_of: date | None) -> dict[str, pl.Expr]:
-    """Rule -> true for a row that breaks it. A row is refused under the first one. None: no bound in the future."""
+    """Rule -> true for a row that breaks it. A row is quarantined under the first one. None: no bound in the future."""
     ids = {"user_id": schema.user_id, "item_id": schema.item_id}
     rating = {
         "null_rating": pl.col("rating").is_null(),
@@ -45,7 +45,7 @@ def rules(schema: EventSchema, *, as_of: date | None) -> dict[str, pl.Expr]:
 
 
 def _is_malformed(text: pl.Expr) -> pl.Expr:
-    """Ids are opaque: never trimmed, folded or cast. Only what breaks files, logs and screens is refused."""
+    """Ids are opaque: never trimmed, folded or cast. Only what breaks files, logs and screens is quarantined."""
     size = text.str.len_bytes()
     return (size == 0) | (size > LONGEST_ID_BYTES) | text.str.contains(r"\p{Cc}")
 
@@ -65,7 +65,7 @@ def first_broken(named: dict[str, pl.Expr]) -> pl.Expr:
 def scan_events(schema: EventSchema, *, like_threshold: float | None) -> pl.LazyFrame:
     """All rows of all files: user_id, item_id, rating, timestamp as they came, and timestamp_us, liked.
 
-    Where the files disagree on a type, ratings become float64 and timestamps text: only the refused rows keep them.
+    Where the files disagree on a type, ratings become float64 and timestamps text: only the quarantined rows keep them.
     """
     groups: dict[tuple[str, ...], list[EventFile]] = {}
     for file in schema.files:

@@ -31,7 +31,7 @@ MOST_ROWS_A_BYTE = 64
 WANTED = {
     "user_id": "an integer or a string",
     "item_id": "an integer or a string",
-    "rating": "an integer or a floating point number",
+    "rating": "an integer or a floating point number (or ingest.like_threshold=none, if every event is a like)",
     "timestamp": "an integer (seconds since 1970, UTC) or a timestamp",
 }
 
@@ -173,7 +173,7 @@ def check_footer(
     for column in wanted:
         found = arrow.field(column).type
         if not _ACCEPTS[column](found):
-            raise _drift(place, column, str(found), WANTED[column])
+            raise _drift(place, column, _in_words(found), WANTED[column])
     try:
         types = pl.read_parquet_schema(io.BytesIO(alone))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -208,6 +208,11 @@ def _is_number(found: pa.DataType) -> bool:
 
 def _is_instant(found: pa.DataType) -> bool:
     return pa.types.is_integer(found) or pa.types.is_timestamp(found)
+
+
+def _in_words(found: pa.DataType) -> str:
+    """Arrow has several kinds of text, and nobody who wrote a file chose between them."""
+    return "text" if "string" in str(found) and not pa.types.is_nested(found) else str(found)
 
 
 _ACCEPTS: dict[str, Callable[[pa.DataType], bool]] = {

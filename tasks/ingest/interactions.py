@@ -35,10 +35,10 @@ class _Seen:
 
 
 def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: float | None) -> Interactions:
-    """Write the pairs and the refused rows under `folder`, in one pass over the files.
+    """Write the pairs and the quarantined rows under `folder`, in one pass over the files.
 
     The pairs' bytes depend on the set of valid rows and on nothing else: not on the order of files and rows, on
-    refused rows or on threads. Of a pair's events the latest counts, of simultaneous ones the best rated.
+    quarantined rows or on threads. Of a pair's events the latest counts, of simultaneous ones the best rated.
 
     Raises InputMissing, InputCorrupt, InputUnstable, NothingLiked, GraphTooSmall, CountsDisagree.
     """
@@ -80,14 +80,14 @@ def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: fl
 
 def ensure_counts_add_up(interactions: Interactions) -> None:
     """Raises CountsDisagree unless every row that came in is counted exactly once."""
-    refused = sum(interactions.quarantined.values())
-    out = interactions.kept + interactions.below_threshold + interactions.duplicate + refused
+    quarantined = sum(interactions.quarantined.values())
+    out = interactions.kept + interactions.below_threshold + interactions.duplicate + quarantined
     if out != interactions.rows_in or interactions.duplicate < 0:
         raise CountsDisagree(
             f"{interactions.rows_in:,} rows came in by the files' footers and {out:,} are accounted for "
             f"({interactions.kept:,} likes, {interactions.below_threshold:,} below the threshold, "
-            f"{interactions.duplicate:,} older events, {refused:,} refused). Nothing was published. This is a bug: "
-            "please report it with these counts."
+            f"{interactions.duplicate:,} older events, {quarantined:,} quarantined). Nothing was published. This is a "
+            "bug: please report it with these counts."
         )
 
 
@@ -110,9 +110,9 @@ def _one_row_a_pair(valid: pl.LazyFrame) -> pl.LazyFrame:
     ).sort("user_id", "item_id")
 
 
-def _as_they_came(refused: pl.LazyFrame, schema: EventSchema) -> pl.LazyFrame:
+def _as_they_came(quarantined: pl.LazyFrame, schema: EventSchema) -> pl.LazyFrame:
     columns = ["user_id", "item_id", *(["rating"] if schema.has_rating else []), "timestamp", "rule"]
-    return refused.select(columns).sort(columns)
+    return quarantined.select(columns).sort(columns)
 
 
 def _sink(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:

@@ -16,8 +16,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import InputCorrupt, InputMissing, ObjectExists, SchemaDrift
-from tasks.ingest.inspection import check_footer, read_footer
+from tasks.errors import InputCorrupt, InputMissing, ObjectExists, RunConfigError, SchemaDrift
+from tasks.ingest.inspection import check_footer, pin_inputs, read_footer
 from tasks.store import Store
 
 EVENTS = "events"
@@ -27,7 +27,23 @@ RATINGS_ACCEPTED = (
     "u.data (tabs); ratings.dat (::)"
 )
 TITLES_ACCEPTED = "Parquet with item_id, title; movies.csv with movieId,title,genres; u.item (|); movies.dat (::)"
+RATING_FILES = ("ratings.csv", "u.data", "ratings.dat", "ratings.parquet")
 TITLE_FILES = ("movies.csv", "u.item", "movies.dat", "movies.parquet", "items.parquet")
+
+# How types are called towards people, by the first letters of what Arrow and Polars call them.
+KINDS = {
+    "int": "whole numbers",
+    "uint": "whole numbers",
+    "float": "decimal numbers",
+    "double": "decimal numbers",
+    "halffloat": "decimal numbers",
+    "decimal": "decimal numbers",
+    "string": "text",
+    "large_string": "text",
+    "bool": "true or false",
+    "timestamp": "moments",
+    "date": "dates",
+}
 
 # GroupLens's names in the order of its genre flags, u.item's last 19 columns.
 U_ITEM_GENRES = (
@@ -73,6 +89,23 @@ def _read_ratings(source: Path, start: str) -> pl.DataFrame | None:
         tabs = source.read_bytes().replace(b"::", b"\t")
         return pl.read_csv(io.BytesIO(tabs), has_header=False, separator="\t", schema=types)
     return None
+
+
+def ensure_alone(source: Path, store: Store) -> None:
+    """Two data sets in one store would be read as one. Raises RunConfigError where other events lie in it already."""
+    key = _key(EVENTS, source, content_hash(source))
+    try:
+        others = [found.key for found in pin_inputs(store) if found.key != key]
+    except InputMissing:
+        return
+    if others:
+        files = "file" if len(others) == 1 else "files"
+        raise RunConfigError(
+            f"{store.uri}/{EVENTS} holds {len(others):,} other Parquet {files} ({others[0]}"
+            f"{', ...' if len(others) > 1 else ''}), and a night reads all of them together with {source}. Nothing was "
+            "imported or started. Give another STORE; or, if they are one data set, move your file as Parquet into "
+            "that folder yourself and run with STORE alone."
+        )
 
 
 # ---- titles
@@ -131,8 +164,9 @@ def read_titles(store: Store) -> pl.DataFrame | None:
         frame = _titles_in(content, store.uri_of(found.key))
         if frames and (frame["item_id"].dtype == pl.String) != (frames[0]["item_id"].dtype == pl.String):
             raise SchemaDrift(
-                f"{store.uri_of(found.key)}: column 'item_id': found {frame['item_id'].dtype}, wanted "
-                f"{frames[0]['item_id'].dtype}, as in the files before. Put titles there with the ids of the events."
+                f"{store.uri_of(found.key)}: column 'item_id': found {_in_words(frame['item_id'].dtype)}, wanted "
+                f"{_in_words(frames[0]['item_id'].dtype)}, as in the files before. Put titles there with the ids of "
+                "the events."
             )
         frames.append(frame)
     if not frames:
@@ -159,12 +193,21 @@ def _check_titles_schema(content: bytes, place: str) -> None:
         raise InputCorrupt(
             f"{place} cannot be read as Parquet. Write it again. Accepted: {TITLES_ACCEPTED}."
         ) from error
-    wanted = {"item_id": "an integer or a string", "title": "a string"}
+    wanted = {"item_id": "whole numbers or text", "title": "text"}
     for column, kind in wanted.items():
         found = str(schema.field(column).type) if schema.names.count(column) == 1 else "no such column, or several"
         text = "string" in found and not found.startswith(("list", "large_list", "struct", "map"))
         if not text and not (column == "item_id" and found.startswith(("int", "uint"))):
-            raise SchemaDrift(f"{place}: column {column!r}: found {found}, wanted {kind}. Nothing was imported.")
+            raise SchemaDrift(
+                f"{place}: column {column!r}: found {_in_words(found)}, wanted {kind}. Nothing was imported."
+            )
+
+
+def _in_words(kind: object) -> str:
+    """`large_string` and `Int64` mean something to programmers only; what has no word here stays as it is."""
+    name = str(kind)
+    first_letters = re.match(r"[a-z_]+", name.lower())
+    return KINDS.get(first_letters.group(), name) if first_letters else name
 
 
 # ---- one file into the store, once
@@ -177,15 +220,13 @@ def _import(
     read: Callable[[Path, str], pl.DataFrame | None],
     accepted: str,
 ) -> Imported:
-    if not source.is_file():
-        raise InputMissing(f"there is no file {source}. Nothing was imported. Accepted: {accepted}.")
+    _ensure_file(source, accepted)
+    key = _key(folder, source, content_hash(source))
     with open(source, "rb") as stream:
-        content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
-        stream.seek(0)
         start = stream.read(4096)
-    key = f"{folder}/{_plain_stem(source)}-{content_hash[:16]}.parquet"
     if start.startswith(b"PAR1"):
         num_rows = _check_parquet(source, folder)
+        _ensure_rows(source, folder, num_rows)
         return Imported(key, num_rows, is_new=_put(store, key, source))
     try:
         frame = read(source, start.decode("latin-1").split("\n")[0] + "\n")
@@ -199,10 +240,40 @@ def _import(
             f"{source} is none of the files we can read. Nothing was imported. Accepted: {accepted}. For "
             "anything else, write Parquet with these columns."
         )
+    _ensure_rows(source, folder, frame.height)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "import.parquet"
         frame.write_parquet(written, compression="zstd", row_group_size=100_000)
         return Imported(key, frame.height, is_new=_put(store, key, written))
+
+
+def content_hash(source: Path) -> str:
+    """SHA-256 of the file's bytes. Raises InputMissing."""
+    _ensure_file(source, RATINGS_ACCEPTED)
+    with open(source, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _ensure_file(source: Path, accepted: str) -> None:
+    if source.is_dir():
+        known = sorted(name for name in (*RATING_FILES, *TITLE_FILES) if (source / name).is_file())
+        hint = f"Give one file of it; it holds {', '.join(known)}." if known else "Give one file."
+        raise InputMissing(f"{source} is a folder, not a file. Nothing was imported. {hint} Accepted: {accepted}.")
+    if not source.is_file():
+        raise InputMissing(f"there is no file {source}. Nothing was imported. Accepted: {accepted}.")
+
+
+def _ensure_rows(source: Path, folder: str, num_rows: int) -> None:
+    """A catalogue without titles does no harm; a night without events cannot be."""
+    if folder == EVENTS and num_rows == 0:
+        raise InputMissing(
+            f"{source} holds no rows, only the names of its columns. Nothing was imported. Give a file with ratings in "
+            "it: whoever wrote this one may have filtered everything away."
+        )
+
+
+def _key(folder: str, source: Path, hash_of_content: str) -> str:
+    return f"{folder}/{_plain_stem(source)}-{hash_of_content[:16]}.parquet"
 
 
 def _plain_stem(source: Path) -> str:

@@ -22,7 +22,7 @@ from tasks.store import Store, StoredObject
 # Anchored at the project, because a worker may start a night from any folder.
 DEFAULT_STORE = str(PROJECT_ROOT / "var" / "store")
 DEFAULT_WORK = str(PROJECT_ROOT / "var" / "work")
-# The pairs and the refused rows are each at most what came in; the rest is for what the engine spills.
+# The pairs and the quarantined rows are each at most what came in; the rest is for what the engine spills.
 BYTES_NEEDED_A_BYTE = 2
 BYTES_NEEDED_ALWAYS = 64 << 20
 

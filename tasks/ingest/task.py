@@ -47,7 +47,7 @@ def _scheduled_on() -> date | None:
 
 @task(persist_result=False, result_serializer="json")
 def ingest(run: Run) -> Interactions:
-    """The pinned files as one row for every valid (user, item) pair, with every refused row kept under its rule."""
+    """The pinned files as one row for every valid (user, item) pair, with every quarantined row kept under its rule."""
     threshold = run.config.ingest.like_threshold
 
     def compute(folder: Path) -> Interactions:
@@ -58,7 +58,7 @@ def ingest(run: Run) -> Interactions:
 
     interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
     log.info(
-        "%s rows: %s likes, %s seen and not liked, %s older events, %s refused",
+        "%s rows: %s likes, %s seen and not liked, %s older events, %s quarantined",
         *(
             f"{count:,}"
             for count in (

@@ -48,7 +48,13 @@ def _person(
 def _titles(item_ids: pl.Series, titles: pl.DataFrame | None) -> list[str]:
     """Titles where they are known, ids elsewhere."""
     names = pl.DataFrame({"item_id": item_ids})
-    if titles is not None and titles.schema["item_id"] == names.schema["item_id"]:
-        names = names.join(titles.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
+    if titles is not None and _same_kind(titles.schema["item_id"], names.schema["item_id"]):
+        known = titles.select(pl.col("item_id").cast(names.schema["item_id"], strict=False), "title")
+        names = names.join(known, on="item_id", how="left", maintain_order="left")
         return names.select(pl.coalesce("title", pl.col("item_id").cast(pl.String))).to_series().to_list()
     return [str(item_id) for item_id in item_ids]
+
+
+def _same_kind(one: pl.DataType, other: pl.DataType) -> bool:
+    """An id of 32 bits and one of 64 are the same number; a number and a text are never the same id."""
+    return one == other or (one.is_integer() and other.is_integer())

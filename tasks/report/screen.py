@@ -4,7 +4,7 @@ import logging
 import time
 
 from rich.columns import Columns
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,9 @@ from tasks.errors import NightError
 from tasks.report.people import Person
 
 MODEL_NAMES = {"lightgcn": "LightGCN", "popularity": "popularity", "item_knn": "item-kNN"}
+MANY_QUARANTINED = 0.1  # a larger share is hardly noise: something upstream is likely broken
+LONGEST_TITLE = 120
+FILES_SHOWN = 3
 
 
 class Narrator(logging.Handler):
@@ -34,6 +37,11 @@ class Narrator(logging.Handler):
         self.console.print(line, soft_wrap=True)
 
 
+def show(console: Console, screen: RenderableType) -> None:
+    """Lines that are to be copied, URIs and commands, run past the edge rather than break in the middle."""
+    console.print(screen, crop=False)
+
+
 def night_screen(night: Night, people: list[Person], next_steps: list[tuple[str, str]]) -> Group:
     """The rows' way, the metrics beside the baselines, the people, the files, and what to type next."""
     published = night.published
@@ -45,13 +53,14 @@ def night_screen(night: Night, people: list[Person], next_steps: list[tuple[str,
         "",
         Panel(title, border_style="cyan"),
         Columns([_rows_table(night), _stages_table(night)], padding=(0, 3)),
+        *_quarantine_warning(night),
         "",
         _metrics_table(night),
         _remark(night),
         "",
         *[_person_panel(person) for person in people],
-        _files_panel(published),
-        _next_panel(next_steps),
+        _files(published),
+        _next(next_steps),
     )
 
 
@@ -63,7 +72,17 @@ def already_screen(published: Published, next_steps: list[tuple[str, str]]) -> G
         f" was published before as version {published.version}, from the same events, settings and code. ",
         f"Nothing new was published; that version is {_fate(published)}.",
     )
-    return Group("", Panel(text, border_style="cyan"), _files_panel(published), _next_panel(next_steps))
+    return Group("", Panel(text, border_style="cyan"), _files(published), _next(next_steps))
+
+
+def published_screen(published: Published, trouble: str, next_steps: list[tuple[str, str]]) -> Group:
+    """What was published, where the rest of the night cannot be shown."""
+    text = Text.assemble(
+        ("Nightgraph  ", "bold"), f"night of {published.as_of}, version {published.version}, ", _fate(published), "\n"
+    )
+    text.append(f"{published.rows:,} recommendations for {published.users:,} users.")
+    warning = Text(f"The rest of this screen cannot be shown: {trouble}", "yellow")
+    return Group("", Panel(text, border_style="cyan"), warning, "", _files(published), _next(next_steps))
 
 
 def error_panel(error: BaseException) -> Panel:
@@ -71,7 +90,9 @@ def error_panel(error: BaseException) -> Panel:
     if isinstance(error, NightError):
         return Panel(Text(str(error)), title=f"[bold]{type(error).__name__}[/]", border_style="red")
     text = (
-        f"{type(error).__name__}: {error}\nThis error has no name, so it is a fault of the job. Nothing was published."
+        f"{type(error).__name__}: {error}\nThis error has no name, so it is a fault of the job. Whether anything was "
+        "published, _meta/LATEST.json in the store says; so does the same night run again: it goes on where it "
+        "stopped, or finds itself published."
     )
     return Panel(Text(text), title="[bold]Internal[/]", border_style="red")
 
@@ -99,6 +120,16 @@ def _rows_table(night: Night) -> Table:
         style = "dim" if count < 0 else ""
         table.add_row(f"{count:,}", name, style=style)
     return table
+
+
+def _quarantine_warning(night: Night) -> list[Text]:
+    found = night.interactions
+    count = sum(found.quarantined.values())
+    if count <= MANY_QUARANTINED * found.rows_in:
+        return []
+    worst = max(found.quarantined, key=lambda rule: found.quarantined[rule])
+    text = f"{count:,} of {found.rows_in:,} events ({count / found.rows_in:.0%}) are quarantined, most by {worst}: "
+    return [Text(text + "look at what writes them before you trust these recommendations.", "yellow")]
 
 
 def _stages_table(night: Night) -> Table:
@@ -159,25 +190,36 @@ def _person_panel(person: Person) -> Panel:
     for line in range(max(len(person.liked), len(person.gets))):
         liked = person.liked[line] if line < len(person.liked) else ""
         title, tier = person.gets[line] if line < len(person.gets) else ("", "graph")
-        table.add_row(Text(liked), Text(title + ("" if tier == "graph" else f"  ({tier})")))
-    return Panel(table, title=Text(f"user {person.user_id}"), title_align="left")
+        table.add_row(_literal(liked), _literal(title).append("" if tier == "graph" else f"  ({tier})"))
+    return Panel(table, title=Text("user ").append(_literal(person.user_id)), title_align="left")
 
 
-def _files_panel(published: Published) -> Panel:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    table.add_row("LATEST", published.latest_uri)
-    table.add_row("commit", published.commit_uri)
-    for uri in published.files[:3]:
-        table.add_row("rows", uri)
-    if len(published.files) > 3:
-        table.add_row("", f"and {len(published.files) - 3} more files", style="dim")
-    return Panel(table, title="Where it is", title_align="left")
+def _literal(words: str) -> Text:
+    """Somebody else's words: no markup of ours, no control character for the terminal, and not a page of them."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in words)
+    return Text(plain if len(plain) <= LONGEST_TITLE else plain[: LONGEST_TITLE - 1] + "…")
 
 
-def _next_panel(next_steps: list[tuple[str, str]]) -> Panel:
-    table = Table(box=None, show_header=False)
-    for command, what in next_steps:
-        table.add_row(Text(command, "bold"), Text(what, "dim"))
-    return Panel(table, title="What to type next", title_align="left")
+def _files(published: Published) -> Group:
+    rows = [("rows", uri) for uri in published.files[:FILES_SHOWN]]
+    lines = [
+        _unbroken(Text.assemble((f"  {name:<8}", "dim"), uri))
+        for name, uri in [("LATEST", published.latest_uri), ("commit", published.commit_uri), *rows]
+    ]
+    if len(published.files) > FILES_SHOWN:
+        lines.append(Text(f"          and {len(published.files) - FILES_SHOWN} more files", "dim"))
+    return Group("", Text("Where it is", "italic"), *lines)
+
+
+def _next(next_steps: list[tuple[str, str]]) -> Group:
+    lines = [
+        line
+        for command, what in next_steps
+        for line in (_unbroken(Text(f"  {command}", "bold")), Text(f"          {what}", "dim"))
+    ]
+    return Group("", Text("What to type next", "italic"), *lines)
+
+
+def _unbroken(line: Text) -> Text:
+    line.no_wrap, line.overflow = True, "ignore"
+    return line

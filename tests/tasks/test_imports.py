@@ -6,11 +6,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.errors import InputCorrupt, InputMissing, SchemaDrift
+from tasks.errors import InputCorrupt, InputMissing, RunConfigError, SchemaDrift
 from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files, pin_inputs
 from tasks.ingest.interactions import digest
-from tasks.ingest.movielens import import_ratings, import_titles, read_titles, titles_beside
+from tasks.ingest.movielens import (
+    content_hash,
+    ensure_alone,
+    import_ratings,
+    import_titles,
+    read_titles,
+    titles_beside,
+)
 from tasks.run import decide_date
 from tasks.store import open_store
 
@@ -75,6 +82,30 @@ def test_importing_the_same_bytes_again_changes_nothing(store: Any, tmp_path: Pa
     assert len(store.list("events/")) == 2
 
 
+def test_ratings_are_not_imported_beside_other_events(store: Any, tmp_path: Path) -> None:
+    source = write(tmp_path, "u.data", RATINGS["u.data"])
+    ensure_alone(source, store)
+    import_ratings(source, store)
+    store.put_once("events/_SUCCESS", b"")
+    ensure_alone(source, store)  # the same bytes: imported before
+
+    edited = write(tmp_path, "u.data", RATINGS["u.data"] + b"3\t31\t1\t5\n")
+    with pytest.raises(RunConfigError, match=r"holds 1 other Parquet file \(events/u-\w+\.parquet\).*another STORE"):
+        ensure_alone(edited, store)
+    import_ratings(edited, store)
+    store.put_once("events/dt=2026-11-22/part.parquet", b"x")
+    with pytest.raises(RunConfigError, match=r"holds 2 other Parquet files \(events/dt=2026-11-22/part\.parquet, ..."):
+        ensure_alone(edited, store)
+
+
+def test_the_hash_is_of_the_content_wherever_the_file_lies(tmp_path: Path) -> None:
+    first = content_hash(write(tmp_path, "u.data", RATINGS["u.data"]))
+    assert content_hash(write(tmp_path, "copy", RATINGS["u.data"])) == first
+    assert content_hash(write(tmp_path, "u.data", RATINGS["u.data"] + b"3\t31\t1\t5\n")) != first
+    with pytest.raises(InputMissing, match="there is no file"):
+        content_hash(tmp_path / "nowhere.csv")
+
+
 def test_a_team_s_own_parquet_goes_in_byte_by_byte(store: Any, tmp_path: Path) -> None:
     source = tmp_path / "our events (1).parquet"
     pl.DataFrame({"user_id": ["a"], "item_id": ["b"], "timestamp": [1], "device": ["web"]}).write_parquet(source)
@@ -93,6 +124,28 @@ def test_an_odd_file_name_never_becomes_a_key_that_the_night_overlooks(name: str
 def test_a_file_that_is_not_there_is_missing_input(read: Any, store: Any, tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match=r"there is no file .*nowhere\.csv.*Accepted: Parquet"):
         read(tmp_path / "nowhere.csv", store)
+
+
+@pytest.mark.parametrize("read", [import_ratings, import_titles])
+def test_a_folder_is_called_a_folder_and_the_files_in_it_are_named(read: Any, store: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "ml"
+    folder.mkdir()
+    with pytest.raises(InputMissing, match=r"ml is a folder, not a file.*Accepted: Parquet"):
+        read(folder, store)
+    for name in ("ratings.csv", "movies.csv", "notes.txt"):
+        write(folder, name, b"x")
+    with pytest.raises(InputMissing, match=r"Give one file of it; it holds movies\.csv, ratings\.csv\."):
+        read(folder, store)
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "ratings.csv"])
+def test_a_file_without_a_row_says_that_it_holds_none(name: str, store: Any, tmp_path: Path) -> None:
+    source = write(tmp_path, name, b"userId,movieId,rating,timestamp\n")
+    if name.endswith(".parquet"):
+        pl.DataFrame(schema=dict.fromkeys(["user_id", "item_id", "timestamp"], pl.Int64)).write_parquet(source)
+    with pytest.raises(InputMissing, match="holds no rows"):
+        import_ratings(source, store)
+    assert store.list("") == []
 
 
 @pytest.mark.parametrize("read", [import_ratings, import_titles])
@@ -126,6 +179,10 @@ def test_parquet_without_the_needed_columns_is_drift_and_a_cut_one_corrupt(store
         import_ratings(wrong, store)
     with pytest.raises(SchemaDrift, match=r"wrong\.parquet: column 'item_id'"):
         import_titles(wrong, store)
+    counted = tmp_path / "counted.parquet"
+    pl.DataFrame({"item_id": [1.5], "title": [7]}).write_parquet(counted)
+    with pytest.raises(SchemaDrift, match="'item_id': found decimal numbers, wanted whole numbers or text"):
+        import_titles(counted, store)
     cut = write(tmp_path, "cut.parquet", wrong.read_bytes()[:-9])
     for read in (import_ratings, import_titles):
         with pytest.raises(InputCorrupt, match=r"cut\.parquet"):
@@ -169,7 +226,7 @@ def test_number_ids_beside_text_ids_are_drift(store: Any, tmp_path: Path) -> Non
     for name, ids in [("1", [1]), ("2", ["1"])]:
         pl.DataFrame({"item_id": ids, "title": ["x"]}).write_parquet(tmp_path / name)
         store.put_once(f"items/{name}.parquet", tmp_path / name)
-    with pytest.raises(SchemaDrift, match=r"items/2\.parquet: column 'item_id'"):
+    with pytest.raises(SchemaDrift, match=r"items/2\.parquet: column 'item_id': found text, wanted whole numbers"):
         read_titles(store)
 
 
