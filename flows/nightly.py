@@ -32,9 +32,10 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
         force: Publish a new version even if this very night has been published already.
     """
     run = open_run(config, as_of, force)
-    if earlier := already_published(run):
-        return report_unchanged(earlier)
     with hold_work_folder(run):
+        if earlier := already_published(run):
+            clear_work_folder(run)  # it may have been killed after its commit
+            return report_unchanged(earlier)
         interactions = ingest(run)
         graph = build_graph(run, interactions)
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve

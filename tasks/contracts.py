@@ -9,6 +9,8 @@ from datetime import date, datetime
 
 from tasks.config import NightlyConfig
 
+LATEST_KEY = "_meta/LATEST.json"  # the one place where readers look
+
 
 @dataclass(frozen=True)
 class Run:

@@ -4,6 +4,8 @@ A message says what was found, how much of it, what it means and what to do. No 
 user's id. `worth_a_retry` is true only where doing the same thing again can end differently.
 """
 
+from typing import Any
+
 
 class NightError(Exception):
     """A night that ended for a known reason. The live recommendations are untouched."""
@@ -137,3 +139,9 @@ class ManifestInvalid(NightError):
 
 class DiskFull(NightError):
     """The work folder's disk cannot hold what the night needs."""
+
+
+def is_worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
+    """For Prefect's retry_condition_fn: how often and after how long is the deployment's, whether is the error's."""
+    error = getattr(state.data, "result", state.data)  # Prefect may have wrapped it
+    return isinstance(error, NightError) and error.worth_a_retry

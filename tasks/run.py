@@ -1,6 +1,7 @@
 """A night's identity and its work folder: which date, which key, where each stage's result lives, what is reused.
 
     work folder/<store>/<date>/lock                  held for as long as a night works on this date
+    work folder/<store>/<date>/inputs-<...>.json     the pinned listing of one opening, gone at its end
     work folder/<store>/<date>/<stage>-<key>/...     what the stage wrote
     work folder/<store>/<date>/<stage>-<key>/.stage.json   written last: the stage is finished
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -34,6 +36,9 @@ from tasks.errors import DiskFull, NightInProgress, RunConfigError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 STORE_VARIABLE = "NIGHTGRAPH_STORE"
 WORK_VARIABLE = "NIGHTGRAPH_WORK"
+# Anchored at the project, because a worker may start a night from any folder.
+DEFAULT_STORE = str(PROJECT_ROOT / "var" / "store")
+DEFAULT_WORK = str(PROJECT_ROOT / "var" / "work")
 UNFINISHED_NIGHTS_KEPT = 2
 SCRATCH_KEPT_S = 86_400
 
@@ -106,25 +111,46 @@ def hold_work_folder(run: Run) -> Iterator[None]:
     """
     folder = Path(run.work_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NightInProgress(
-                f"another process on this machine is working on {run.as_of} of this store (lock {folder / 'lock'}). "
-                "Nothing was started. Wait for it, or cancel it, then run again."
-            ) from None
-        _drop_old_nights(folder)
-        yield
+    try:
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise NightInProgress(
+                    f"another process on this machine is working on {run.as_of} of this store (lock {folder / 'lock'})."
+                    " Nothing was started. Wait for it, or cancel it, then run again."
+                ) from None
+            _drop_old_nights(folder)
+            _drop_old_pins(folder)
+            yield
+    finally:
+        Path(run.inputs_path).unlink(missing_ok=True)  # a rerun pins its inputs anew
 
 
 def clear_work_folder(run: Run) -> None:
-    """After a success the store holds what counts, so all scratch goes. The lock stays: it is held, and empty."""
+    """Once a night is published the store holds what counts, so all stages' scratch goes.
+
+    The lock stays: it is held, and empty. Other processes' pins stay: whoever wrote one waits for the lock. What
+    cannot be removed is a warning; the night has been published.
+    """
     for path in Path(run.work_folder).iterdir():
         if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                log.warning("scratch could not be removed: %s", error)
+
+
+def pin_path(work_folder: Path, run_key: str) -> Path:
+    """A name of this opening's own: another night of the same key must neither find nor remove it."""
+    return work_folder / f"inputs-{run_key[:16]}-{secrets.token_hex(4)}.json"
+
+
+def _drop_old_pins(folder: Path) -> None:
+    """Those of nights that were killed before they got the lock."""
+    for path in folder.glob("inputs-*"):
+        if time.time() - path.stat().st_mtime > SCRATCH_KEPT_S:
+            path.unlink(missing_ok=True)
 
 
 def _drop_old_nights(current: Path) -> None:
@@ -160,7 +186,8 @@ def finish_stage(
         log.info("%s: finished earlier, reused", stage)
         _write_cost(run, StageCost(stage, time.perf_counter() - started, 0, reused=True))
         return ref
-    shutil.rmtree(folder, ignore_errors=True)
+    for outdated in Path(run.work_folder).glob(f"{stage}-*"):  # by other settings, or unfinished
+        shutil.rmtree(outdated, ignore_errors=True)
     folder.mkdir(parents=True)
     with measured(run, stage):
         ref = compute(folder)
@@ -195,6 +222,9 @@ def stage_costs(run: Run) -> list[StageCost]:
 def _write_cost(run: Run, cost: StageCost) -> None:
     path = Path(run.work_folder) / "costs" / f"{run.run_key[:16]}.jsonl"
     path.parent.mkdir(exist_ok=True)
+    for outdated in path.parent.iterdir():
+        if outdated != path:
+            outdated.unlink()
     others = [c for c in stage_costs(run) if c.stage != cost.stage]
     path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in [*others, cost]))
 

@@ -7,6 +7,7 @@ from prefect import task
 
 from models.graph import load_csr
 from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Verdict
+from tasks.errors import is_worth_a_retry
 from tasks.evaluate.gate import Known, judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
 from tasks.run import finish_stage, read_ids
@@ -14,7 +15,7 @@ from tasks.run import finish_stage, read_ids
 log = logging.getLogger("nightgraph.evaluate")
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
     """What the judged fit is worth, on validation and, once, on test."""
     return finish_stage(
@@ -41,7 +42,7 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
     return evaluation
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def judge(run: Run, graph: Graph, evaluation: Evaluation, recommendations: Recommendations) -> Verdict:
     """Every check of the gate, on the evaluation and on the finished files."""
     user_ids, item_ids = read_ids(Path(graph.folder))
@@ -55,7 +56,7 @@ def judge(run: Run, graph: Graph, evaluation: Evaluation, recommendations: Recom
     )
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def check_gate(verdict: Verdict) -> None:
     """Raises GateRefused where the verdict does not let the night go live."""
     refuse_unless_passed(verdict)

@@ -9,6 +9,7 @@ from prefect import task
 
 from models.graph import load_csr
 from tasks.contracts import Graph, Interactions, Run
+from tasks.errors import is_worth_a_retry
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
 from tasks.graph.split import split_by_time
@@ -17,7 +18,7 @@ from tasks.run import finish_stage
 log = logging.getLogger("nightgraph.graph")
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def build_graph(run: Run, interactions: Interactions) -> Graph:
     """Number the ids, split the likes by time, write both fits' graphs."""
     return finish_stage(

@@ -16,12 +16,9 @@ from tasks.errors import DiskFull
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import scan_events
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
-from tasks.run import PROJECT_ROOT, WORK_VARIABLE, decide_date, fingerprint_of, work_folder
+from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 
-# Anchored at the project, because a worker may start a night from any folder.
-DEFAULT_STORE = str(PROJECT_ROOT / "var" / "store")
-DEFAULT_WORK = str(PROJECT_ROOT / "var" / "work")
 # The pairs and the quarantined rows are each at most what came in; the rest is for what the engine spills.
 BYTES_NEEDED_A_BYTE = 2
 BYTES_NEEDED_ALWAYS = 64 << 20
@@ -72,7 +69,7 @@ def plan_run(
         config=config,
         force=force,
         work_folder=str(folder),
-        inputs_path=str(write_pinned(pinned, folder / f"inputs-{run_key[:16]}.json")),
+        inputs_path=str(write_pinned(pinned, pin_path(folder, run_key))),
         num_files=len(pinned),
         num_input_bytes=num_input_bytes,
     )

@@ -10,16 +10,25 @@ from prefect.context import FlowRunContext
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Interactions, Run
+from tasks.errors import is_worth_a_retry
 from tasks.ingest.child import digest_apart
 from tasks.ingest.inspection import pinned_while_reading
-from tasks.ingest.opening import DEFAULT_STORE, DEFAULT_WORK, ensure_room, plan_run, read_pinned
-from tasks.run import STORE_VARIABLE, WORK_VARIABLE, code_version, ensure_not_in_future, finish_stage
+from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.run import (
+    DEFAULT_STORE,
+    DEFAULT_WORK,
+    STORE_VARIABLE,
+    WORK_VARIABLE,
+    code_version,
+    ensure_not_in_future,
+    finish_stage,
+)
 from tasks.store import open_store
 
 log = logging.getLogger("nightgraph.ingest")
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
     """Pin the inputs and decide the date: the parameter, else the scheduled day (UTC), else after the last event."""
     # Prefect passes our lines on to the dashboard, and a logger without a level would drop them first.
@@ -45,7 +54,7 @@ def _scheduled_on() -> date | None:
     return flow_run.expected_start_time.astimezone(UTC).date()
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def ingest(run: Run) -> Interactions:
     """The pinned files as one row for every valid (user, item) pair, with every quarantined row kept under its rule."""
     threshold = run.config.ingest.like_threshold

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 
+from tasks.contracts import LATEST_KEY
 from tasks.errors import (
     ObjectChanged,
     ObjectExists,
@@ -20,7 +21,7 @@ from tasks.errors import (
     PublishUnresolved,
     StoreUnavailable,
 )
-from tasks.publish.manifest import LATEST_KEY, Manifest, commit_key, commits_folder, damaged, parse_manifest
+from tasks.publish.manifest import Manifest, commit_key, commits_folder, damaged, parse_manifest
 from tasks.store import Store
 
 log = logging.getLogger("nightgraph.publish")

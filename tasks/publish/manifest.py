@@ -16,7 +16,6 @@ from tasks.errors import ManifestInvalid
 
 FORMAT = 1  # of the manifest; a field that old readers may overlook does not raise it
 OUTPUT_FORMAT = 1  # of the rows
-LATEST_KEY = "_meta/LATEST.json"
 
 
 def commits_folder(as_of: date) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
+from tasks.contracts import LATEST_KEY, Evaluation, Fitted, Published, Recommendations, Run, Verdict
 from tasks.errors import CountsDisagree, GateRefused, ObjectExists
 from tasks.publish.commit_log import advance_latest, commit, find_commit
 from tasks.publish.manifest import (
     FORMAT,
-    LATEST_KEY,
     OUTPUT_FORMAT,
     CheckResult,
     Column,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from tasks.contracts import LATEST_KEY
 from tasks.errors import ObjectNotFound, UploadCorrupt
-from tasks.publish.manifest import LATEST_KEY, Manifest, PublishedPart, parse_manifest
+from tasks.publish.manifest import Manifest, PublishedPart, parse_manifest
 from tasks.store import Store, open_store
 
 BLOCK_BYTES = 16 * 2**20

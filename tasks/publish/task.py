@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from prefect import task
 
 from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
+from tasks.errors import is_worth_a_retry
 from tasks.publish.night import find_published, publish_night
 from tasks.run import measured
 from tasks.store import open_store
 
 
-@task(result_serializer="json", persist_result=False)
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def already_published(run: Run) -> Published | None:
     """The night itself, if this date's newest version came from the same inputs, settings and code. Never when forced.
 
@@ -20,7 +21,7 @@ def already_published(run: Run) -> Published | None:
     return find_published(open_store(run.store_uri), run)
 
 
-@task(result_serializer="json", persist_result=False)
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def publish(
     run: Run, fitted: Fitted, evaluation: Evaluation, recommendations: Recommendations, verdict: Verdict
 ) -> Published:

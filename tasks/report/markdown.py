@@ -1,6 +1,6 @@
 """The night as a Markdown artifact: counts, metrics, verdict, where the output is. No user's id stands in it."""
 
-from tasks.contracts import Measured, Night
+from tasks.contracts import LATEST_KEY, Measured, Night
 
 MODEL_NAMES = {"lightgcn": "**LightGCN**", "popularity": "popularity", "item_knn": "item-kNN"}
 
@@ -12,13 +12,20 @@ def to_markdown(night: Night) -> str:
 
 def _headline(night: Night) -> str:
     if night.published is None:
-        return f"# Night of {night.as_of}: **refused**, nothing was published"
+        why = (
+            "**not published**, the publication failed"
+            if night.verdict.passed
+            else "**refused**, nothing was published"
+        )
+        return f"# Night of {night.as_of}: {why}"
     fate = "live" if night.published.is_latest else "published, not live (a newer night is)"
     return f"# Night of {night.as_of}: version {night.published.version}, {fate}"
 
 
 def _where(night: Night) -> str:
     if night.published is None:
+        if night.verdict.passed:  # an error can come after the commit, too
+            return f"`{LATEST_KEY}` in `{night.store_uri}` says what is live; run the night again to end what it began."
         return f"The recommendations that were live in `{night.store_uri}` still are."
     lists = night.recommendations
     return (

@@ -10,13 +10,14 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks.contracts import Fitted, Graph, Run
+from tasks.errors import is_worth_a_retry
 from tasks.run import finish_stage
 from tasks.train.fitting import fit_twice
 
 log = logging.getLogger("nightgraph.train")
 
 
-@task(persist_result=False, result_serializer="json")
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
 def train(run: Run, graph: Graph) -> Fitted:
     """One fit on the train part, to judge; one on everything, to serve."""
     # How the ranks are supervised changes no number; a night that timed out must not train again for a longer limit.
@@ -31,16 +32,19 @@ def train(run: Run, graph: Graph) -> Fitted:
 
 
 def _fit(run: Run, graph: Graph, folder: Path) -> Fitted:
-    artifact_id = create_progress_artifact(0.0, key="training", description="LightGCN: judged fit, then served fit")
-    return fit_twice(graph, run.config.train, folder, k=run.config.evaluate.k, on_progress=_ProgressReport(artifact_id))
+    return fit_twice(graph, run.config.train, folder, k=run.config.evaluate.k, on_progress=_ProgressReport())
 
 
 class _ProgressReport:
-    """Passes the ranks' progress on, at most once a second: each update is a request to the server."""
+    """Passes the ranks' progress on, at most once a second: each update is a request to the server.
 
-    def __init__(self, artifact_id: Any) -> None:
-        self.artifact_id: UUID = artifact_id
+    A server that does not answer costs its progress bar, never the training.
+    """
+
+    def __init__(self) -> None:
+        self.artifact_id: UUID | None = None
         self.told_at = 0.0
+        self._show(0.0)
 
     def __call__(self, progress: dict[str, Any]) -> None:
         done = progress["epoch"] / progress["epochs"]
@@ -57,6 +61,14 @@ class _ProgressReport:
             progress["loss"],
             f", validation recall {recall:.4f}" if recall is not None else "",
         )
-        update_progress_artifact(
-            self.artifact_id, progress=50.0 * done + (50.0 if progress["fit"] == "served" else 0.0)
-        )
+        self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0))
+
+    def _show(self, percent: float) -> None:
+        try:
+            if self.artifact_id is None:
+                made: Any = create_progress_artifact(percent, key="training", description="LightGCN: two fits")
+                self.artifact_id = made
+            else:
+                update_progress_artifact(self.artifact_id, progress=percent)
+        except Exception as error:
+            log.warning("the dashboard's progress bar could not be moved (%s)", type(error).__name__)

@@ -55,6 +55,7 @@ def test_a_finished_night_leaves_no_scratch_and_publishes_nothing_new_until_forc
     again = nightly(QUICK)
     assert again.already
     assert again.version == 1
+    assert [path for path in (night_place / "work").rglob("*") if path.is_file() and path.name != "lock"] == []
 
     forced = nightly(QUICK, force=True)
     assert (forced.version, forced.already) == (2, False)
@@ -199,7 +200,7 @@ def _no_rows(store: Path) -> None:
         (_no_rows, "InputMissing", ["0"]),
         (_corrupt, "InputCorrupt", ["events/page.parquet"]),
         (_without_a_column, "SchemaDrift", ["events/day.parquet", "item_id"]),
-        (_with_a_text_rating, "SchemaDrift", ["events/day.parquet", "rating", "string"]),
+        (_with_a_text_rating, "SchemaDrift", ["events/day.parquet", "rating", "found text"]),
         (_all_disliked, "NothingLiked", ["4"]),
         (_one_user, "GraphTooSmall", ["1"]),
         (_one_item, "GraphTooSmall", ["1"]),

@@ -753,7 +753,7 @@ def test_the_key_of_a_night_is_its_date_inputs_settings_and_code(store: Any, tmp
 def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: Path) -> None:
     put(store, PLAIN)
     run = plan(store, tmp_path, as_of=AS_OF)
-    assert Path(run.inputs_path) == Path(run.work_folder) / f"inputs-{run.run_key[:16]}.json"
+    assert Path(run.inputs_path).parent == Path(run.work_folder)
     assert read_pinned(run.inputs_path) == pin_inputs(store)
     assert json.loads(Path(run.inputs_path).read_text())[0]["key"] == "events/a.parquet"
     assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store)[0].num_bytes)

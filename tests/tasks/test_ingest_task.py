@@ -1,5 +1,6 @@
 """The two tasks of the room, with Prefect around them."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ def test_a_night_opens_reads_its_events_and_reuses_them_when_it_runs_again(town:
     written_at = Path(night.seen_path).stat().st_mtime_ns
     assert Path(night.seen_path).is_relative_to(run.work_folder)
     again = open_run.fn(NightlyConfig(), None, False)
-    assert again == run
+    assert replace(again, inputs_path=run.inputs_path) == run
     assert ingest.fn(again) == night
     assert Path(night.seen_path).stat().st_mtime_ns == written_at
 

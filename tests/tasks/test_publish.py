@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks import store as store_module
+from tasks.contracts import LATEST_KEY
 from tasks.errors import (
     CountsDisagree,
     GateRefused,
@@ -23,7 +24,7 @@ from tasks.errors import (
 )
 from tasks.publish import commit_log, night
 from tasks.publish.commit_log import advance_latest, commit, find_commit
-from tasks.publish.manifest import LATEST_KEY, commit_key, parse_manifest
+from tasks.publish.manifest import commit_key, parse_manifest
 from tasks.publish.night import find_published
 from tasks.publish.reader import open_latest
 from tasks.store import open_store

@@ -11,8 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from tasks.contracts import LATEST_KEY
 from tasks.errors import ManifestInvalid, ObjectNotFound, UploadCorrupt
-from tasks.publish.manifest import LATEST_KEY
 from tasks.publish.reader import open_latest
 
 SNIPPETS = dict(

@@ -25,6 +25,7 @@ from tasks.run import (
     fingerprint_of,
     finish_stage,
     hold_work_folder,
+    pin_path,
     stage_costs,
     work_folder,
 )
@@ -58,7 +59,7 @@ def run_of(root: Path, as_of: date) -> Run:
         config=NightlyConfig(),
         force=False,
         work_folder=str(folder),
-        inputs_path="",
+        inputs_path=str(pin_path(folder, "k" * 64)),
         num_files=1,
         num_input_bytes=1,
     )
@@ -214,7 +215,7 @@ from tasks.config import NightlyConfig
 from tasks.errors import NightInProgress
 from datetime import date
 run = Run("s", date({run.as_of.year}, {run.as_of.month}, {run.as_of.day}), "", "", "", NightlyConfig(), False,
-          {run.work_folder!r}, "", 0, 0)
+          {run.work_folder!r}, {run.work_folder + "/inputs-none.json"!r}, 0, 0)
 try:
     with hold_work_folder(run):
         print("held")
@@ -234,6 +235,47 @@ def test_after_a_success_only_the_empty_lock_is_left(run: Run, stage: Stage) -> 
         clear_work_folder(run)
     assert [path.name for path in Path(run.work_folder).iterdir()] == ["lock"]
     assert (Path(run.work_folder) / "lock").stat().st_size == 0
+
+
+def test_a_finished_night_leaves_alone_what_another_opening_pinned(run: Run, tmp_path: Path) -> None:
+    """The other process has listed its inputs and waits for the lock: it will read them."""
+    other = run_of(tmp_path, NIGHT)
+    with hold_work_folder(run):
+        for night in (run, other):
+            Path(night.inputs_path).write_text("[]")
+        clear_work_folder(run)
+    assert not Path(run.inputs_path).exists()
+    assert Path(other.inputs_path).read_text() == "[]"
+
+
+def test_a_night_that_failed_or_was_turned_away_leaves_no_pin(run: Run, tmp_path: Path) -> None:
+    turned_away = run_of(tmp_path, NIGHT)
+    Path(run.work_folder).mkdir(parents=True)
+    for night in (run, turned_away):
+        Path(night.inputs_path).write_text("[]")
+    with pytest.raises(NightInProgress), hold_work_folder(run), hold_work_folder(turned_away):
+        pass
+    assert [path.name for path in Path(run.work_folder).iterdir()] == ["lock"]
+
+
+def test_pins_of_killed_nights_go_after_a_day(run: Run) -> None:
+    folder = Path(run.work_folder)
+    folder.mkdir(parents=True)
+    fresh, old = folder / "inputs-fresh.json", folder / "inputs-old.json"
+    for path in (fresh, old):
+        path.write_text("[]")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    with hold_work_folder(run):
+        assert (fresh.exists(), old.exists()) == (True, False)
+
+
+def test_of_each_stage_only_the_newest_work_is_kept(run: Run, stage: Stage) -> None:
+    """Settings are tried one after the other on one date: scratch must not grow with them."""
+    for number in range(5):
+        stage.finish(replace(run, run_key=str(number) * 64), f"setting {number}")
+    assert len(list(Path(run.work_folder).glob("think-*"))) == 1
+    assert len(list((Path(run.work_folder) / "costs").iterdir())) == 1
 
 
 def _leave_unfinished(root: Path, days: list[date], stage: Stage) -> None:
