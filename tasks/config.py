@@ -48,6 +48,12 @@ class TrainConfig(_Settings):
         le=64,
         description="Training processes on this machine. None: one for each GPU, or one where there is none.",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of each rank. None: all cores, shared out. Another number rounds differently.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPUs where there are any, else the CPU."
     )
@@ -66,7 +72,12 @@ class TrainConfig(_Settings):
     validate_every: int = Field(2, ge=1, le=100, description="Epochs between two validations.")
     learning_rate: float = Field(0.01, gt=0.0, le=1.0, description="Adam's step size at the start; it falls to zero.")
     weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Pull of all embeddings towards zero.")
-    seed: int = Field(2020, ge=0, le=2**31 - 1, description="The same seed and inputs give the same bytes on a CPU.")
+    seed: int = Field(
+        2020,
+        ge=0,
+        le=2**31 - 1,
+        description="The same seed, inputs, ranks and threads give the same bytes on a CPU.",
+    )
     silence_s: int = Field(60, ge=5, le=3600, description="A rank silent for so many seconds is taken for dead.")
     relaunches: int = Field(1, ge=0, le=3, description="Fresh starts after a lost rank before the night gives up.")
 

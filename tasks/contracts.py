@@ -18,7 +18,7 @@ class Run:
 
     store_uri: str
     as_of: date  # the first day whose events are not used; also the date of the publication
-    run_key: str  # SHA-256 of date, inputs, config and code: the same key means the same result
+    run_key: str  # SHA-256 of date, inputs, config and code: the same key means the same result, up to rounding
     input_fingerprint: str  # SHA-256 of the pinned listing (key, size, ETag)
     code_version: str
     config: NightlyConfig
@@ -77,12 +77,13 @@ class Fitted:
     folder: str
     judged_path: str  # safetensors: user_UD, item_ID; the inner product is the score
     served_path: str
-    fingerprint: str
+    fingerprint: str  # of both files
     epochs: int  # chosen on validation by the judged fit, used by the served one
     best_validation_recall: float
     seconds_judged: float
     seconds_served: float
     ranks: int
+    threads: int  # of each rank
     device: str
     num_parameters: int
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import FaultProxy, running
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
@@ -65,3 +67,12 @@ def s3_store(s3_server: str) -> str:
 def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The same behaviour is asked of a local folder and of S3."""
     return request.getfixturevalue("s3_store") if request.param == "s3" else str(tmp_path / "store")
+
+
+@pytest.fixture
+def fault_proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """In front of the S3 server; stores opened in the test talk through it."""
+    proxy = FaultProxy(s3_server)
+    with running(proxy):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy

@@ -14,7 +14,7 @@ from tasks.contracts import Fitted, Graph
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
 from tasks.graph.split import split_by_time
-from tasks.run import file_sha256
+from tasks.run import file_sha256, fingerprint_of
 
 NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
 
@@ -135,12 +135,13 @@ def fit_here(graph: Graph, folder: Path, **changes: object) -> Fitted:
         folder=str(folder),
         judged_path=str(folder / "judged.safetensors"),
         served_path=str(served_path),
-        fingerprint=file_sha256(served_path),
+        fingerprint=fingerprint_of(file_sha256(folder / "judged.safetensors"), file_sha256(served_path)),
         epochs=judged.epochs,
         best_validation_recall=max(e.validation_recall for e in judged.curve if e.validation_recall is not None),
         seconds_judged=judged.seconds,
         seconds_served=served.seconds,
         ranks=1,
+        threads=1,
         device="cpu",
         num_parameters=(graph.num_users + graph.num_items) * spec.width,
     )

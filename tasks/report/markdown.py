@@ -12,12 +12,8 @@ def to_markdown(night: Night) -> str:
 
 def _headline(night: Night) -> str:
     if night.published is None:
-        why = (
-            "**not published**, the publication failed"
-            if night.verdict.passed
-            else "**refused**, nothing was published"
-        )
-        return f"# Night of {night.as_of}: {why}"
+        fate = "**not published**, publishing failed" if night.verdict.passed else "**refused**, nothing was published"
+        return f"# Night of {night.as_of}: {fate}"
     fate = "live" if night.published.is_latest else "published, not live (a newer night is)"
     return f"# Night of {night.as_of}: version {night.published.version}, {fate}"
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from tasks.contracts import Fitted, Graph, Run
 from tasks.errors import is_worth_a_retry
 from tasks.run import finish_stage
-from tasks.train.fitting import fit_twice
+from tasks.train.fitting import Place, choose_place, fit_twice
 
 log = logging.getLogger("nightgraph.train")
 
@@ -21,18 +22,20 @@ log = logging.getLogger("nightgraph.train")
 def train(run: Run, graph: Graph) -> Fitted:
     """One fit on the train part, to judge; one on everything, to serve."""
     # How the ranks are supervised changes no number; a night that timed out must not train again for a longer limit.
-    numbers = run.config.train.model_dump(exclude={"silence_s", "relaunches"})
+    numbers = run.config.train.model_dump(exclude={"silence_s", "relaunches", "device", "ranks", "threads"})
+    place = choose_place(run.config.train)
     return finish_stage(
         run,
         "train",
         Fitted,
-        lambda folder: _fit(run, graph, folder),
-        inputs=(graph.fingerprint, numbers, run.config.evaluate.k),
+        lambda folder: _fit(run, graph, place, folder),
+        inputs=(graph.fingerprint, numbers, asdict(place), run.config.evaluate.k),
     )
 
 
-def _fit(run: Run, graph: Graph, folder: Path) -> Fitted:
-    return fit_twice(graph, run.config.train, folder, k=run.config.evaluate.k, on_progress=_ProgressReport())
+def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
+    report = _ProgressReport()
+    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=report)
 
 
 class _ProgressReport:

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -23,8 +24,14 @@ AS_OF = date(2026, 11, 23)
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API address of a Prefect server of the tests' own, in a process of its own."""
-    home = tmp_path_factory.mktemp("prefect")
+    """The API address of a Prefect server of the tests' own."""
+    with start_prefect_server(tmp_path_factory.mktemp("prefect")) as (url, _):
+        yield url
+
+
+@contextmanager
+def start_prefect_server(home: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A Prefect server in a process of its own, which ends with the block: its API address, and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +45,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=home)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
-        yield f"http://127.0.0.1:{port}/api"
+        yield f"http://127.0.0.1:{port}/api", server
     finally:
         server.terminate()
         server.wait(timeout=20)

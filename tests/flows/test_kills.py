@@ -72,8 +72,8 @@ def test_a_night_killed_while_it_publishes_is_seen_whole_or_not_at_all(
             code, output = _end(_night("never"))
             assert code == 0
             assert "version 1 already True" in output
-            left = [path.name for path in (night_place / "work").rglob("*") if path.is_file()]
-            assert left == ["lock"], "the scratch of the night that died after its commit"
+            left = {path.name.split("-")[0] for path in (night_place / "work").rglob("*") if path.is_file()}
+            assert left == {"lock", "inputs"}, "the scratch of the night that died after its commit"
             (store / "_meta" / "LATEST.json").unlink()
             for commit in (store / "_meta" / "commits").rglob("*.json"):
                 commit.unlink()  # back to a night that never published, for the last moment

@@ -78,7 +78,7 @@ def tables_that_know_the_future(graph: Graph, folder: Path, part: str) -> Fitted
     ] = 1
     path = folder / "judged.safetensors"
     save_file({"user_UD": user_UI, "item_ID": torch.eye(graph.num_items)}, path)
-    return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, "cpu", 0)
+    return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -96,7 +96,7 @@ def test_who_lists_only_the_other_taste_is_clearly_worse_than_popularity(graph: 
     other_UD, item_ID = torch.eye(2)[1 - taste_U], torch.eye(2)[taste_I]
     path = tmp_path / "judged.safetensors"
     save_file({"user_UD": other_UD.contiguous(), "item_ID": item_ID.contiguous()}, path)
-    fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, "cpu", 0)
+    fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
     evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
     assert score(evaluation, "lightgcn").recall.mean == 0.0
     assert evaluation.over_popularity["recall"].high < 0

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import psutil
 import pytest
 import torch
 
-from tasks.config import TrainConfig
-from tasks.contracts import Fitted, Graph
+from tasks.config import NightlyConfig, TrainConfig
+from tasks.contracts import Fitted, Graph, Run
 from tasks.errors import DeviceUnavailable, TrainingDiverged, TrainingLost
-from tasks.run import file_sha256
+from tasks.run import file_sha256, fingerprint_of
 from tasks.train import supervisor
-from tasks.train.fitting import choose_device, fit_twice
+from tasks.train import task as train_task
+from tasks.train.fitting import Place, choose_place, fit_twice
 from tasks.train.supervisor import train_on_ranks
 from tests.worlds import build_graph_of, spec_for, two_taste_world
 
@@ -32,6 +34,9 @@ SETTINGS = TrainConfig(
 )
 
 
+PLACE = Place("cpu", ranks=2, threads=1)
+
+
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return build_graph_of(two_taste_world().seen, tmp_path_factory.mktemp("graph"))
@@ -39,7 +44,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 @pytest.fixture(scope="module")
 def undisturbed(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    return fit_twice(graph, SETTINGS, tmp_path_factory.mktemp("undisturbed"), k=10, on_progress=lambda _: None)
+    return fit_twice(graph, SETTINGS, PLACE, tmp_path_factory.mktemp("undisturbed"), k=10, on_progress=lambda _: None)
 
 
 @pytest.fixture
@@ -103,8 +108,9 @@ def test_two_fits_come_back_with_what_the_night_needs_to_know(undisturbed: Fitte
     assert undisturbed.epochs % 10 == 0, "a look at validation chose it"
     assert 0.3 < undisturbed.best_validation_recall <= 1.0
     assert undisturbed.num_parameters == (graph.num_users + graph.num_items) * 8
-    assert undisturbed.fingerprint == file_sha256(undisturbed.served_path)
-    assert file_sha256(undisturbed.judged_path) != undisturbed.fingerprint
+    both = [file_sha256(path) for path in (undisturbed.judged_path, undisturbed.served_path)]
+    assert undisturbed.fingerprint == fingerprint_of(*both), "a change of either is another result"
+    assert both[0] != both[1]
 
 
 # ---- disturbances
@@ -122,7 +128,7 @@ def test_a_killed_rank_is_replaced_and_two_ranks_write_the_bytes_of_an_undisturb
         killed.append(victim.pid)
         victim.send_signal(signal.SIGKILL)
 
-    fitted = fit_twice(graph, SETTINGS, folder, k=10, on_progress=once(kill_one))
+    fitted = fit_twice(graph, SETTINGS, PLACE, folder, k=10, on_progress=once(kill_one))
 
     assert killed
     assert "ended first, with exit code -9 (SIGKILL)" in (folder / "ranks.log").read_text()
@@ -218,21 +224,46 @@ def _wait_until_gone(folder: Path, *, at_most_s: float) -> None:
 @pytest.mark.parametrize(
     ("device", "ranks", "gpus", "chosen"),
     [
-        ("auto", None, 0, ("cpu", 1)),
-        ("auto", 3, 0, ("cpu", 3)),
-        ("auto", None, 4, ("cuda", 4)),
-        ("auto", 2, 4, ("cuda", 2)),
-        ("auto", 8, 4, ("cpu", 8)),
-        ("cpu", None, 4, ("cpu", 1)),
-        ("cuda", None, 2, ("cuda", 2)),
-        ("cuda", 1, 2, ("cuda", 1)),
+        ("auto", None, 0, Place("cpu", 1, 12)),
+        ("auto", 3, 0, Place("cpu", 3, 4)),
+        ("auto", 24, 0, Place("cpu", 24, 1)),
+        ("auto", None, 4, Place("cuda", 4, 3)),
+        ("auto", 2, 4, Place("cuda", 2, 6)),
+        ("auto", 8, 4, Place("cpu", 8, 1)),
+        ("cpu", None, 4, Place("cpu", 1, 12)),
+        ("cuda", None, 2, Place("cuda", 2, 6)),
+        ("cuda", 1, 2, Place("cuda", 1, 12)),
     ],
 )
 def test_the_gpus_are_taken_where_there_are_enough(
-    device: str, ranks: int | None, gpus: int, chosen: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+    device: str, ranks: int | None, gpus: int, chosen: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert choose_device(TrainConfig(device=device, ranks=ranks)) == chosen  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert choose_place(TrainConfig(device=device, ranks=ranks)) == chosen  # type: ignore[arg-type]
+
+
+def test_a_number_of_threads_that_was_asked_for_is_taken() -> None:
+    assert choose_place(TrainConfig(device="cpu", ranks=2, threads=5)) == Place("cpu", 2, 5)
+
+
+@pytest.mark.parametrize("change", [{"threads": 2}, {"ranks": 2}, {"width": 16}])
+def test_other_threads_other_ranks_or_another_recipe_are_another_fit(
+    change: dict[str, Any], graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are added up in another order then, and a key must never stand for two results."""
+    keys = []
+
+    def note(run: Run, stage: str, kind: type, compute: Callable[[Path], Fitted], *, inputs: tuple[Any, ...]) -> None:
+        keys.append(fingerprint_of(stage, *inputs))
+
+    monkeypatch.setattr(train_task, "finish_stage", note)
+    for changes in ({}, {"silence_s": 90, "relaunches": 0}, change):
+        config = NightlyConfig.model_validate({"train": {"device": "cpu", "ranks": 1, "threads": 1} | changes})
+        run = Run("", date(2026, 11, 23), "", "", "", config, False, str(tmp_path), "", 0, 0)
+        train_task.train.fn(run, graph)
+    assert keys[0] == keys[1], "how ranks are watched changes no number"
+    assert keys[0] != keys[2]
 
 
 @pytest.mark.parametrize(("ranks", "gpus"), [(None, 0), (1, 0), (3, 2)])
@@ -241,7 +272,7 @@ def test_asking_for_gpus_that_are_not_there_is_an_error_not_a_slow_night(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(DeviceUnavailable, match=f"this machine has {gpus} usable GPUs.*Set train.device to auto"):
-        choose_device(TrainConfig(device="cuda", ranks=ranks))
+        choose_place(TrainConfig(device="cuda", ranks=ranks))
 
 
 def test_ranks_get_no_credentials_and_no_settings_of_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
