@@ -4,6 +4,7 @@ The file knows one device and no ranks; models/distributed.py wraps the module.
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -35,8 +36,9 @@ class _MeanOfLayers(torch.autograd.Function):
 def mean_of_layers(table_ND: Tensor, adjacency: Tensor, layers: int) -> Tensor:
     """A running sum: two tables live at a time, however many layers.
 
-    torch_geometric's LGConv gives the same numbers (a test holds them to 1e-6 of each other); on its edge_index this
-    product over a CSR that was normalised once is about 30 times faster (benchmarks/README.md, "Propagation").
+    torch_geometric's LGConv gives the same numbers (a test holds them to 1e-6 of each other). On its edge_index it is
+    about 80 times slower, since it normalises at each call and gathers edge by edge; on this very CSR, normalised once,
+    it is as fast (benchmarks/README.md, "Propagation"), and would keep activations for its backward.
     """
     total_ND, layer_ND = table_ND.clone(), table_ND
     for _ in range(layers):
@@ -105,7 +107,9 @@ class LightGCN(nn.Module):
         return unit_ND[: self.num_users], unit_ND[self.num_users :]
 
 
-def spectral_start(adjacency: Tensor, num_users: int, width: int, seed: int) -> Tensor:
+def spectral_start(
+    adjacency: Tensor, num_users: int, width: int, seed: int, after_each_pass: Callable[[], None] = lambda: None
+) -> Tensor:
     """The first `width` singular vectors of the normalised user-item matrix, (N, D), root mean square 0.1.
 
     Randomised range finder with power iterations (Halko, Martinsson, Tropp 2011). Training starts where a linear
@@ -128,6 +132,7 @@ def spectral_start(adjacency: Tensor, num_users: int, width: int, seed: int) -> 
     basis_UC = torch.linalg.qr(to_users(random_IC)).Q
     for _ in range(3):
         basis_UC = torch.linalg.qr(to_users(torch.linalg.qr(to_items(basis_UC)).Q)).Q
+        after_each_pass()
     right_IC, singular_C, left_CC = torch.linalg.svd(to_items(basis_UC), full_matrices=False)
     kept = min(width, columns)
     root_C = singular_C[:kept].sqrt()

@@ -21,13 +21,19 @@ def popularity_scorer(liked: Csr, num_items: int) -> Scorer:
     return lambda users: score_I.repeat(len(users), 1)
 
 
-def item_knn_scorer(liked: Csr, num_items: int, *, neighbours: int, shrink: float, block: int = 2048) -> Scorer:
+def item_knn_scorer(
+    liked: Csr, num_items: int, *, neighbours: int, shrink: float, block_bytes: int = 256 * 2**20
+) -> Scorer:
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004).
 
     Similarity is the cosine of two items' users, shrunk: common / (norm x norm + shrink). An item keeps its nearest
     `neighbours`. A user's score of an item is the sum of its similarities to what the user likes; an item similar
-    to none of them has no score. Similarities are made in blocks of items: block x I at a time, never I x I.
+    to none of them has no score.
+
+    Memory: similarities are made in blocks of items that hold at most block_bytes, at 48 bytes for each of block x I
+    pairs; kept are neighbours x I entries of 8 bytes.
     """
+    block = max(1, block_bytes // (48 * max(1, num_items)))
     matrix_UI = _matrix(liked, num_items)
     by_item_IU = matrix_UI.T.tocsr()
     norm_I = np.sqrt(np.diff(by_item_IU.indptr)).astype(np.float32)

@@ -64,7 +64,11 @@ class BatchSampler:
             )
 
     def _draw_negatives(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) item rows and -log of each one's expected count. A small catalogue is taken whole: no sampling noise."""
+        """(M,) item rows and -log of each one's expected count. A small catalogue is taken whole: no sampling noise.
+
+        A like of the batch can be among them, and then stands twice below the fraction of its softmax: as itself, and
+        as a negative of its own. It pulls all scores of likes together a little and changes no order of items.
+        """
         if len(self.candidates) <= self.num_negatives:
             return self.candidates, np.zeros(len(self.candidates), dtype=np.float32)
         draw = np.random.default_rng([self.seed, epoch, step, 1]).random(self.num_negatives)

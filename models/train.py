@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,10 +83,11 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
     part = "train" if which == "judged" else "all"
     liked = load_csr(spec.graph_folder, f"liked_{part}")
     adjacency = adjacency_tensor(load_adjacency(spec.graph_folder, f"adjacency_{part}"), ranks.device)
+    beat(spec, ranks)  # each part of a large graph's start takes as long as many steps
     popularity_I = popularity(liked, spec.num_items)
     bias_I = spec.popularity_bias * torch.from_numpy(np.log(np.maximum(popularity_I, 1.0))).to(ranks.device)
     model = LightGCN(
-        spectral_start(adjacency, spec.num_users, spec.width, spec.seed),
+        spectral_start(adjacency, spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)),
         adjacency,
         bias_I,
         num_users=spec.num_users,
@@ -93,7 +95,6 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
         temperature=spec.temperature,
     )
     replica = ranks.wrap(model)
-    beat(spec, ranks)  # the start of a large graph takes as long as many steps
     sampler = BatchSampler(
         liked,
         spec.num_items,
@@ -123,7 +124,9 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
             raise Diverged(f"the loss of the {which} fit is {mean_loss} in epoch {epoch} of {epochs}")
         measured = None
         if validation is not None and (epoch % spec.validate_every == 0 or epoch == epochs):
-            measured = ranks.first_decides(validation.recall(model) if ranks.is_first else 0.0)
+            measured = ranks.first_decides(
+                validation.recall(model, lambda: beat(spec, ranks)) if ranks.is_first else 0.0
+            )
             if measured > best[0]:
                 best = (measured, epoch)
                 save_embeddings(spec, ranks, model, which)
@@ -152,7 +155,7 @@ class Validation:
             users = np.sort(np.random.default_rng(spec.seed).choice(users, VALIDATION_USERS_AT_MOST, replace=False))
         self.users = users
 
-    def recall(self, model: LightGCN) -> float:
+    def recall(self, model: LightGCN, after_each_block: Callable[[], None] = lambda: None) -> float:
         if len(self.users) == 0:
             return 0.0
         user_UD, item_ID = (table.cpu() for table in model.embeddings())
@@ -166,7 +169,11 @@ class Validation:
             k=self.spec.k,
             item_rank_I=np.load(Path(self.spec.graph_folder) / "item_rank.npy"),
         )
-        return float(np.concatenate([self._recall_of(block.users, block.item_BK) for block in blocks]).mean())
+        recalls = []
+        for block in blocks:
+            recalls.append(self._recall_of(block.users, block.item_BK))
+            after_each_block()
+        return float(np.concatenate(recalls).mean())
 
     def _recall_of(self, users: np.ndarray, item_BK: np.ndarray) -> np.ndarray:
         return recall(hits(item_BK, users, self.target, self.spec.num_items), self.target.counts()[users])

@@ -48,7 +48,8 @@ def refuse_unless_passed(verdict: Verdict) -> None:
     what_to_do = (
         "To publish anyway, run again with gate.override='popularity' and gate.override_reason."
         if all(check.gate == "popularity" for check in failed)
-        else "Broken lists cannot be overridden: this is a fault in the job or in its disk; run again, then report it."
+        else "Broken or empty lists cannot be overridden. Unless everybody has met the whole catalogue, it is a fault "
+        "in the job or in its disk: run again, then report it."
     )
     found = "; ".join(f"{check.gate}: {check.detail}" for check in failed)
     raise GateRefused(
@@ -81,8 +82,11 @@ def check_lists(recommendations: Recommendations, known: Known) -> list[Check]:
         for name, count in _faults_of(pl.read_parquet(part.path), recommendations.k, known, users_met):
             faults[name] = faults.get(name, 0) + count
     faults["users without a list"] = int((~users_met & (_expected_length(recommendations.k, known) > 0)).sum())
+    rows = f"{recommendations.rows:,} rows for {len(known.user_ids):,} users and {len(known.item_ids):,} items"
+    empty = Check("lists: somebody gets something", recommendations.rows > 0, rows)
     return [
-        Check(gate=f"lists: {name}", passed=count == 0, detail=f"{count:,} {name}") for name, count in faults.items()
+        empty,
+        *(Check(f"lists: {name}", passed=count == 0, detail=f"{count:,} {name}") for name, count in faults.items()),
     ]
 
 

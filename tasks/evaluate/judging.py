@@ -35,7 +35,7 @@ class _PerUser:
 def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, block_bytes: int) -> Evaluation:
     """Recall@k, NDCG@k and coverage of three models on validation and test, and the paired difference on test."""
     liked = load_csr(graph.folder, "liked_train")
-    scorers = dict(_scorers(graph, fitted, liked, settings))
+    scorers = dict(_scorers(graph, fitted, liked, settings, block_bytes))
     scores, test = [], {}
     for part in ("validation", "test"):
         target = load_csr(graph.folder, f"liked_{part}")
@@ -64,14 +64,22 @@ def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, bloc
     return Evaluation(**{**vars(evaluation), "fingerprint": fingerprint_of(repr(evaluation))})
 
 
-def _scorers(graph: Graph, fitted: Fitted, liked: Csr, settings: EvaluateConfig) -> Iterator[tuple[str, Scorer]]:
+def _scorers(
+    graph: Graph, fitted: Fitted, liked: Csr, settings: EvaluateConfig, block_bytes: int
+) -> Iterator[tuple[str, Scorer]]:
     tables = load_file(fitted.judged_path)
     popularity_I = popularity(liked, graph.num_items)
     yield MODEL, inner_product_scorer(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
     yield "popularity", popularity_scorer(liked, graph.num_items)
     yield (
         "item_knn",
-        item_knn_scorer(liked, graph.num_items, neighbours=settings.knn_neighbours, shrink=settings.knn_shrink),
+        item_knn_scorer(
+            liked,
+            graph.num_items,
+            neighbours=settings.knn_neighbours,
+            shrink=settings.knn_shrink,
+            block_bytes=block_bytes,
+        ),
     )
 
 

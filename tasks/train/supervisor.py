@@ -68,6 +68,7 @@ def _launch_and_watch(
 ) -> str:
     """One launch. Returns how it ended, in words."""
     command = [sys.executable, "-m", "models.distributed", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--log-dir", str(spec_path.parent / "torchrun")]  # or each launch leaves a folder in /tmp
     command += ["-m", "models.train", str(spec_path)]
     with open(spec_path.parent / "ranks.log", "ab") as output:
         # No session of its own: Prefect's cancel signals this process group, and torchrun passes that on to the ranks.

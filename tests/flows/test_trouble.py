@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks import errors
 from tasks.contracts import LATEST_KEY, Run
 from tasks.errors import NightError, is_worth_a_retry
 from tasks.ingest.task import open_run
+from tasks.publish.commit_log import advance_latest
 from tasks.publish.reader import open_latest
 from tasks.store import LocalStore, open_store
 from tests.flows.conftest import PROJECT_ROOT, QUICK, start_prefect_server, two_taste_events, write_events
@@ -93,6 +95,7 @@ def test_an_error_after_the_commit_is_reported_with_what_is_live(
 
     with monkeypatch.context() as broken:
         broken.setattr(LocalStore, "compare_and_swap", unavailable)
+        broken.setattr("tasks.publish.night.advance_latest", partial(advance_latest, deadline_s=1.0))
         with pytest.raises(errors.StoreUnavailable):
             nightly(QUICK, force=True)
     text = newest_artifact("night-failed")

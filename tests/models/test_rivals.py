@@ -44,11 +44,11 @@ def dense_knn(likes_UI: np.ndarray, neighbours: int, shrink: float) -> np.ndarra
 
 @pytest.mark.parametrize("shrink", [0.0, 10.0])
 @pytest.mark.parametrize("neighbours", [1, 4, 100])
-@pytest.mark.parametrize("block", [5, 2048])
+@pytest.mark.parametrize("block_bytes", [5 * 48 * ITEMS, 2**28], ids=["four blocks", "one block"])
 def test_item_knn_is_its_definition(
-    likes_UI: np.ndarray, liked: Csr, neighbours: int, shrink: float, block: int
+    likes_UI: np.ndarray, liked: Csr, neighbours: int, shrink: float, block_bytes: int
 ) -> None:
-    scorer = item_knn_scorer(liked, ITEMS, neighbours=neighbours, shrink=shrink, block=block)
+    scorer = item_knn_scorer(liked, ITEMS, neighbours=neighbours, shrink=shrink, block_bytes=block_bytes)
     users = np.array([8, 0, 3, 24])
     np.testing.assert_allclose(
         scorer(users).numpy(), dense_knn(likes_UI, neighbours, shrink)[users], rtol=1e-5, atol=1e-6

@@ -128,3 +128,34 @@ def test_the_fingerprint_is_another_for_another_result(evaluation: Evaluation, g
     other = evaluate_fit(graph, fitted, EvaluateConfig(k=5, resamples=200), block_bytes=BLOCK_BYTES)
     assert other.k == 5
     assert other.fingerprint != evaluation.fingerprint
+
+
+def test_coverage_is_the_share_of_the_catalogue_in_at_least_one_list(graph: Graph, tmp_path: Path) -> None:
+    """Counted by hand for popularity: everybody's ten most liked items that they had not met before test."""
+    evaluation = evaluate_fit(graph, fit_here(graph, tmp_path, max_epochs=1), SETTINGS, block_bytes=BLOCK_BYTES)
+    train, met, target = (load_csr(graph.folder, name) for name in ("liked_train", "seen_before_test", "liked_test"))
+    likes = np.bincount(train.indices, minlength=graph.num_items)
+    listed: set[int] = set()
+    for user in np.flatnonzero(target.counts()):
+        known = set(met.indices[met.indptr[user] : met.indptr[user + 1]])
+        order = sorted(set(range(graph.num_items)) - known, key=lambda item: (-likes[item], item))
+        listed |= set(order[:10])
+    assert 10 < len(listed) < graph.num_items
+    assert score(evaluation, "popularity").coverage == len(listed) / graph.num_items
+
+
+@pytest.mark.parametrize("change", [{"knn_shrink": 500.0}, {"knn_neighbours": 1}])
+def test_the_rivals_settings_reach_the_rival(change: dict[str, float], tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows = [(user, int(item), True) for user in range(60) for item in rng.zipf(1.3, 25) % 40]
+    users, items, liked = zip(*dict.fromkeys(rows), strict=True)
+    when = pl.Series(rng.permutation(len(users)) * 1_000_000, dtype=pl.Int64)
+    seen = pl.DataFrame({"user_id": users, "item_id": items, "timestamp_us": when, "liked": liked})
+    graph = build_graph_of(met_once(seen.sort("user_id", "item_id")), tmp_path / "graph", split="per_user_time")
+    fitted = fit_here(graph, tmp_path / "fit", max_epochs=1)
+    plain, changed = (
+        evaluate_fit(graph, fitted, SETTINGS.model_copy(update=update), block_bytes=BLOCK_BYTES)
+        for update in ({"knn_shrink": 0.0}, {"knn_shrink": 0.0} | change)
+    )
+    assert score(plain, "item_knn") != score(changed, "item_knn")
+    assert score(plain, "lightgcn") == score(changed, "lightgcn")

@@ -1,7 +1,7 @@
 """Planted faults: each is named, each is refused, and no setting lets a broken list through."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +171,17 @@ def test_a_planted_fault_is_named_and_refused(fault: str, settings: GateConfig, 
     verdict = judge(plant(GOOD), known, tmp_path, settings, evaluation())
     assert f"lists: {named}" in {check.gate for check in verdict.checks if not check.passed}
     with pytest.raises(GateRefused, match=rf"{named}.*Nothing was published.*cannot be overridden"):
+        refuse_unless_passed(verdict)
+
+
+def test_a_night_in_which_nobody_gets_anything_does_not_go_live(known: Known, tmp_path: Path) -> None:
+    """Everybody has met everything: each list is as long as it can be, and readers would find an empty table."""
+    users, items = np.divmod(np.arange(4 * len(ITEMS)), len(ITEMS))
+    all_met = replace(known, seen=interactions_by_user(users, items, 4))
+    nothing = replace(Lists(()).written_to(tmp_path), rows=0)
+    verdict = judge_night(OVERRIDE, evaluation(), nothing, all_met)
+    assert [check.gate for check in verdict.checks if not check.passed] == ["lists: somebody gets something"]
+    with pytest.raises(GateRefused, match=r"0 rows for 4 users.*cannot be overridden"):
         refuse_unless_passed(verdict)
 
 
