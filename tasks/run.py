@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -159,7 +159,7 @@ def _drop_old_nights(current: Path) -> None:
     for folder in others[UNFINISHED_NIGHTS_KEPT:]:
         if time.time() - folder.stat().st_mtime < SCRATCH_KEPT_S:
             continue  # a night that is just being opened holds no lock yet
-        with open(folder / "lock", "w") as lock:
+        with suppress(FileNotFoundError), open(folder / "lock", "w") as lock:  # another night may be dropping it too
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Run
-from tasks.errors import DiskFull
+from tasks.errors import DiskFull, InputUnstable
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import scan_events
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
@@ -83,7 +83,14 @@ def write_pinned(objects: list[StoredObject], path: Path) -> Path:
 
 
 def read_pinned(path: str) -> list[StoredObject]:
-    return TypeAdapter(list[StoredObject]).validate_json(Path(path).read_bytes())
+    """Raises InputUnstable if somebody emptied the work folder under a night that was at work."""
+    try:
+        return TypeAdapter(list[StoredObject]).validate_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputUnstable(
+            f"{path}, the list of the files that this night reads, is gone: somebody emptied the work folder meanwhile."
+            " Nothing was published. Run again: the inputs are listed anew."
+        ) from None
 
 
 def ensure_room(folder: Path, *, num_input_bytes: int) -> None:

@@ -756,6 +756,9 @@ def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: 
     assert Path(run.inputs_path).parent == Path(run.work_folder)
     assert read_pinned(run.inputs_path) == pin_inputs(store)
     assert json.loads(Path(run.inputs_path).read_text())[0]["key"] == "events/a.parquet"
+    Path(run.inputs_path).unlink()
+    with pytest.raises(InputUnstable, match="somebody emptied the work folder meanwhile"):
+        read_pinned(run.inputs_path)
     assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store)[0].num_bytes)
 
 
