@@ -92,6 +92,8 @@ def test_the_deployment_is_scheduled_at_night_and_refuses_a_second_run(
     environment = deployment["job_variables"]["env"]
     assert environment["NIGHTGRAPH_STORE"] == stack.store
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "or the automation ends healthy runs"
+    assert environment["PREFECT_TASKS_DEFAULT_RETRIES"] == "2"
+    assert environment["PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS"] == "60"
     assert not [name for name in environment if name.startswith("AWS_")], "job variables are stored in clear"
     assert ask(stack, "GET", "/work_pools/nightgraph")["type"] == "process"
     # What tells a night of the schedule, whose date is that day, from one that somebody starts.
