@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks import store as store_module
 from tasks.contracts import LATEST_KEY
 from tasks.errors import (
     CountsDisagree,
@@ -27,7 +26,7 @@ from tasks.publish.commit_log import advance_latest, commit, find_commit
 from tasks.publish.manifest import commit_key, parse_manifest
 from tasks.publish.night import find_published
 from tasks.publish.reader import open_latest
-from tasks.store import open_store
+from tasks.store import open_store, s3
 
 AS_OF = date(2026, 11, 23)
 
@@ -224,7 +223,7 @@ def test_files_that_are_not_what_was_counted_are_not_published(make_night, store
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries and deadlines, fewer and shorter."""
-    monkeypatch.setattr(store_module, "SDK_TRIES", 2)
+    monkeypatch.setattr(s3, "SDK_TRIES", 2)
     for function in (commit_log.commit, commit_log.advance_latest):
         monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | {"deadline_s": 0.1})
 

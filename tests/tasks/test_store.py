@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks import store as store_module
 from tasks.errors import (
     DiskFull,
     ObjectChanged,
@@ -25,7 +24,7 @@ from tasks.errors import (
     StoreUnavailable,
     StoreUnsafe,
 )
-from tasks.store import open_store
+from tasks.store import local, open_store, s3
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +109,7 @@ def test_two_processes_race_for_the_same_keys_and_each_key_has_one_winner(store_
 
 
 def test_a_file_in_parts_keeps_the_create_only_condition(s3_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3, "ONE_PUT_BYTES", 5 * 2**20)
     large = tmp_path / "large"
     large.write_bytes(os.urandom(1000) * 12_000)
     store = open_store(s3_store)
@@ -155,7 +154,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch, code,
 
 def test_an_unfinished_write_is_not_listed(tmp_path):
     store = open_store(str(tmp_path))
-    (tmp_path / f"{store_module.OURS}12.tmp").write_bytes(b"half")
+    (tmp_path / f"{local.OURS}12.tmp").write_bytes(b"half")
     store.put_once("whole", b"x")
     assert [stored.key for stored in store.list("")] == ["whole"]
 
