@@ -7,6 +7,8 @@
 
 Every process of a stack, and whatever it starts, carries NIGHTGRAPH_STACK=<state folder> in its environment. That is
 how `down` finds them all: a run that outlived its worker too, and never a stranger that got an old process id.
+
+One file, though a long one: `make up` runs it by its path, and deploy/ is no package that could hold a second.
 """
 
 import argparse
