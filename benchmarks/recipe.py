@@ -27,7 +27,7 @@ from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids
 from tasks.graph.split import split_by_time
 
-DEFAULTS = NightlyConfig().train.model_dump(exclude={"ranks", "device", "silence_s", "relaunches"})
+DEFAULTS = NightlyConfig().train.model_dump(exclude={"ranks", "device", "threads", "silence_s", "relaunches"})
 CHANGES: list[dict[str, Any]] = [
     {},
     {"temperature": 0.1},

@@ -4,7 +4,8 @@ The file knows one device and no ranks; models/distributed.py wraps the module.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -129,15 +130,38 @@ def spectral_start(
         zeros_IC = user_UC.new_zeros(num_items, user_UC.shape[1])
         return (adjacency @ torch.cat([user_UC, zeros_IC]))[num_users:]
 
-    basis_UC = torch.linalg.qr(to_users(random_IC)).Q
+    basis_UC = _orthonormal(to_users(random_IC))
     for _ in range(3):
-        basis_UC = torch.linalg.qr(to_users(torch.linalg.qr(to_items(basis_UC)).Q)).Q
+        basis_UC = _orthonormal(to_users(_orthonormal(to_items(basis_UC))))
         after_each_pass()
-    right_IC, singular_C, left_CC = torch.linalg.svd(to_items(basis_UC), full_matrices=False)
+    projected_IC = to_items(basis_UC)
+    with one_thread():
+        right_IC, singular_C, left_CC = torch.linalg.svd(projected_IC, full_matrices=False)
     kept = min(width, columns)
     root_C = singular_C[:kept].sqrt()
     table_ND = torch.cat([(basis_UC @ left_CC.T)[:, :kept] * root_C, right_IC[:, :kept] * root_C])
-    table_ND *= 0.1 / table_ND.square().mean().sqrt().clamp(min=1e-12)
+    with one_thread():
+        mean_square = table_ND.square().mean()
+    table_ND *= 0.1 / mean_square.sqrt().clamp(min=1e-12)
     noise_ND = 0.01 * torch.randn(num_nodes, width, generator=generator).to(adjacency.device)
     noise_ND[:, :kept] += table_ND
     return noise_ND
+
+
+def _orthonormal(matrix_NC: Tensor) -> Tensor:
+    with one_thread():
+        return torch.linalg.qr(matrix_NC).Q
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what rounds by the number of threads: LAPACK's factorisations, and a sum over a whole tensor.
+
+    The factorisations are of tall, thin matrices, where threads gain next to nothing.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -214,11 +214,21 @@ def write_json(path: Path, value: object) -> None:
     os.replace(unfinished, path)
 
 
+def make_repeatable(threads: int) -> None:
+    """The same arithmetic in every run, before the first product of the process.
+
+    MKL splits a long sum among its threads, so that two machines with unlike cores round unlike; in its strict mode
+    it adds up in one order. Where torch has another BLAS, or MKL does not know the CPU, `threads` still decides.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def main(spec_path: str) -> None:
     die_with_parent()
     spec = Spec(**json.loads(Path(spec_path).read_text()))
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    make_repeatable(spec.threads)
     with join_ranks(spec.device, timeout_s=spec.timeout_s) as ranks:
         beat(spec, ranks)
         try:

@@ -52,7 +52,7 @@ class TrainConfig(_Settings):
         None,
         ge=1,
         le=1024,
-        description="CPU threads of each rank. None: all cores, shared out. Another number rounds differently.",
+        description="CPU threads of each rank. None: the machine's cores, shared out among the ranks.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPUs where there are any, else the CPU."
@@ -76,7 +76,7 @@ class TrainConfig(_Settings):
         2020,
         ge=0,
         le=2**31 - 1,
-        description="The same seed, inputs, ranks and threads give the same bytes on a CPU.",
+        description="The same seed, inputs, ranks and threads give the same bytes on the same kind of CPU.",
     )
     silence_s: int = Field(60, ge=5, le=3600, description="A rank silent for so many seconds is taken for dead.")
     relaunches: int = Field(1, ge=0, le=3, description="Fresh starts after a lost rank before the night gives up.")

@@ -131,6 +131,23 @@ def test_the_start_is_the_same_every_time_and_another_for_another_seed(adjacency
     assert not torch.equal(first, other)
 
 
+def test_the_start_is_the_same_whatever_the_number_of_threads() -> None:
+    """Factorisations and the sum over the table; the sparse product adds up row by row anyway."""
+    likes_UI = random_likes(np.random.default_rng(2), 900, 700, 0.03)
+    liked = interactions_by_user(*np.nonzero(likes_UI), num_users=900)
+    adjacency = adjacency_tensor(normalised_adjacency(liked, 700))
+    try:
+        starts = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            starts.append(spectral_start(adjacency, 900, 64, 1))
+            assert torch.get_num_threads() == threads, "the others' threads are left alone"
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(starts[1], starts[0])
+    assert torch.equal(starts[2], starts[0])
+
+
 @pytest.mark.parametrize("width", [1, 8, 13, 64])
 def test_the_start_is_finite_and_whole_even_when_it_is_wider_than_the_graph(
     adjacency: torch.Tensor, width: int

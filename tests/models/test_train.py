@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -18,7 +19,7 @@ from models.rivals import popularity
 from models.topk import inner_product_scorer, top_k
 from models.train import Diverged, Fit, Spec, Validation, fit
 from tasks.contracts import Graph
-from tests.worlds import World, build_graph_of, met_once, spec_for, two_taste_world
+from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,67 @@ def train_on_two_ranks(spec: Spec) -> Trained:
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     return Trained(Path(spec.output_folder), json.loads((Path(spec.output_folder) / "result.json").read_text()))
+
+
+def train_by_hand(spec: Spec, **environment: str) -> dict[str, bytes]:
+    """`python -m models.train` in a process of its own; the bytes that it wrote."""
+    spec_path = Path(spec.output_folder) / "spec.json"
+    spec_path.write_text(json.dumps(asdict(spec)))
+    inherited = {k: v for k, v in os.environ.items() if k not in ("NIGHTGRAPH_PARENT_PID", "MKL_CBWR")}
+    subprocess.run(
+        [sys.executable, "-m", "models.train", str(spec_path)],
+        cwd=PROJECT_ROOT,
+        env=inherited | environment,
+        timeout=120,
+        check=True,
+    )
+    return {path.name: path.read_bytes() for path in Path(spec.output_folder).glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def products_can_be_strict() -> bool:
+    """Whether this machine's MKL, when told to, adds up in one order whatever the threads. Asked of torch alone."""
+    program = (
+        "import torch\n"
+        "left, right = torch.randn(118, 1352), torch.randn(1352, 64)\n"
+        "def product(threads):\n"
+        "    torch.set_num_threads(threads)\n"
+        "    return left @ right\n"
+        "assert all(torch.equal(product(1), product(threads)) for threads in (2, 3))\n"
+    )
+    told = os.environ | {"MKL_CBWR": "AUTO,STRICT"}
+    return subprocess.run([sys.executable, "-c", program], env=told, capture_output=True, timeout=120).returncode == 0
+
+
+def broad_graph(folder: Path) -> Graph:
+    """200 users and 1,500 items: sums over a step's items are long enough to be split among threads."""
+    rng = np.random.default_rng(5)
+    user, item = np.nonzero(random_likes(rng, 200, 1500, 0.02))
+    seen = pl.DataFrame(
+        {
+            "user_id": user,
+            "item_id": item,
+            "timestamp_us": rng.permutation(len(user)) * 1_000_000,
+            "liked": np.ones(len(user), dtype=bool),
+        }
+    )
+    return build_graph_of(met_once(seen), folder)
+
+
+def test_the_number_of_threads_changes_no_byte_where_the_products_can_be_strict(
+    products_can_be_strict: bool, tmp_path: Path
+) -> None:
+    graph = broad_graph(tmp_path / "graph")
+    written = [
+        train_by_hand(
+            spec_for(graph, tmp_path / str(threads), threads=threads, width=64, negatives=2000, batches_per_epoch=2)
+        )
+        for threads in (1, 3)
+    ]
+    assert set(written[0]) == {"judged.safetensors", "served.safetensors"}
+    if not products_can_be_strict:
+        pytest.skip("torch's products round by the number of threads on this CPU; the stage's key holds the threads")
+    assert written[1] == written[0]
 
 
 @pytest.fixture(scope="module")
