@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -51,6 +52,8 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 
     config, as_of = night_settings(options)
     store_uri = store_of(options)
+    if options.store and not options.ratings:
+        _ensure_there(options.store)
     store = open_store(store_uri)
     if options.ratings:
         ensure_alone(Path(options.ratings), store)
@@ -126,17 +129,23 @@ def _news(is_new: bool) -> str:
 
 
 def _next_steps(options: argparse.Namespace) -> list[tuple[str, str]]:
-    asked = vars(options) | {"set": " ".join(options.set)}
-    again = "".join(
-        f' {name.upper()}="{asked[name]}"'
-        for name in ("ratings", "items", "store", "as_of", "ranks", "k", "set")
-        if asked[name]
-    )
+    asked = vars(options)
+    names = ("ratings", "items", "store", "as_of", "ranks", "k")
+    again = "".join(f' {name.upper()}="{asked[name]}"' for name in names if asked[name])
+    if options.set:
+        # The shell reads it twice, once for make and once for this program.
+        again += " SET=" + shlex.quote(" ".join(map(_quoted, options.set)))
     return [
         (f"make nightly{again} FORCE=1", "the whole night again, published as a new version"),
         ("make nightly RATINGS=path/to/ratings.csv", "your own ratings: MovieLens as it comes, or Parquet"),
         ("make up", "the dashboard: schedule, form, every run's report"),
     ]
+
+
+def _quoted(setting: str) -> str:
+    """GROUP.FIELD="some words", and without the marks where one word needs none."""
+    name, _, value = setting.partition("=")
+    return setting if shlex.quote(setting) == setting else f'{name}="{value}"'
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
@@ -240,6 +249,17 @@ def store_of(options: argparse.Namespace) -> str:
         return options.store or DEMO_STORE
     path = Path(options.ratings)
     return "var/" + re.sub(r"[^\w.-]+", "-", f"{path.resolve().parent.name}-{path.stem}-{content_hash(path)[:8]}")
+
+
+def _ensure_there(store: str) -> None:
+    """A folder that was mistyped must not come into being. Raises RunConfigError."""
+    from tasks.errors import RunConfigError
+
+    if "://" not in store and not Path(store).is_dir():
+        raise RunConfigError(
+            f"STORE={store} is no folder. Nothing was started or written. Without RATINGS it must be there and hold "
+            "Parquet files under events/."
+        )
 
 
 def _settle_environment(store_uri: str) -> None:

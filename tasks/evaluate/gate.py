@@ -45,11 +45,13 @@ def refuse_unless_passed(verdict: Verdict) -> None:
     if verdict.passed:
         return
     failed = [check for check in verdict.checks if not check.passed]
+    nothing_to_give = [check.gate for check in failed] == ["lists: somebody gets something"]
     what_to_do = (
-        "To publish anyway, run again with gate.override='popularity' and gate.override_reason."
+        "Everybody has met the whole catalogue: wait for new items, or read fewer days of events."
+        if nothing_to_give
+        else "To publish anyway, run again with gate.override='popularity' and gate.override_reason."
         if all(check.gate == "popularity" for check in failed)
-        else "Broken or empty lists cannot be overridden. Unless everybody has met the whole catalogue, it is a fault "
-        "in the job or in its disk: run again, then report it."
+        else "Broken lists cannot be overridden: this is a fault in the job or in its disk; run again, then report it."
     )
     found = "; ".join(f"{check.gate}: {check.detail}" for check in failed)
     raise GateRefused(

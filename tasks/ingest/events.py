@@ -139,9 +139,9 @@ def last_event_at(schema: EventSchema) -> datetime:
         found = pl.concat(latest).max().collect(engine="streaming").item()
     if found is None:
         raise InputMissing(
-            f"none of the {schema.num_rows:,} rows in {len(schema.files)} event files is a valid event from a time its "
-            "file can know, so there is no date to work for. Nothing was started. Integer timestamps must be seconds "
-            "since 1970, not milliseconds. Give a date (AS_OF) to see which rule quarantines the rows."
+            f"none of the {schema.num_rows:,} rows in {len(schema.files)} event files is a valid event dated before "
+            "its file was written, so there is no date to work for. Nothing was started. Integer timestamps "
+            "must be seconds since 1970, not milliseconds. Give a date (AS_OF) to see which rule quarantines the rows."
         )
     return instant(found)
 

@@ -171,7 +171,7 @@ def _expect_a_graph(
         raise NothingLiked(
             f"of {seen.pairs:,} pairs none has a latest rating of at least {like_threshold:g}; the highest in all "
             f"{num_valid:,} valid events is {_highest_rating(schema, named):g}. Nothing was published. Set "
-            "ingest.like_threshold to what a like is in this source, or to None if it has no ratings."
+            "ingest.like_threshold to what a like is in this source, or to none if it has no ratings."
         )
     if seen.liking_users < 2 or seen.liked_items < 2:
         raise GraphTooSmall(

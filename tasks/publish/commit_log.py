@@ -131,6 +131,9 @@ def advance_latest(
                 # The first night, or somebody deleted it: then the newest of the whole log is what was live.
                 newest = _newest_commit(store, manifest)
                 store.put_once(LATEST_KEY, newest.to_json())
+                if newest.version > 1 or newest.attempt != manifest.attempt:
+                    said = "LATEST.json was gone; it names version %d of %s again, the newest that was committed"
+                    log.warning(said, newest.version, newest.as_of)
                 return newest.attempt == manifest.attempt
             except (ObjectExists, StoreUnavailable) as error:
                 outcome: Exception = error

@@ -121,5 +121,6 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
 def damaged(place: str, what: str) -> ManifestInvalid:
     return ManifestInvalid(
         f"{place} is damaged: {what}. Nothing was changed, and nothing will be written over it. "
-        "Look who wrote there. LATEST.json is a copy of the newest file below _meta/commits/: copy that file back."
+        "Look who wrote there. LATEST.json is a copy of a file below _meta/commits/, that of the highest date and "
+        "then the highest version: copy it back."
     )

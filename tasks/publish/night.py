@@ -36,7 +36,7 @@ ARROW_NAMES = {"large_string": "string", "string_view": "string", "float": "floa
 def find_published(store: Store, run: Run) -> Published | None:
     """This very night, if it is the newest of its date; also ends what a night that died after its commit began."""
     standing = find_commit(store, run.as_of)
-    return _published(store, standing, already=True) if standing and _is_this_night(standing, run) else None
+    return _published(store, standing, already=True) if standing and _is_this_night(standing, run, store) else None
 
 
 def publish_night(
@@ -58,7 +58,7 @@ def publish_night(
         failed = "; ".join(f"{check.gate}: {check.detail}" for check in verdict.checks if not check.passed)
         raise GateRefused(f"a refused night cannot be published ({failed}). The live recommendations stay.")
     base = find_commit(store, run.as_of)
-    if base and _is_this_night(base, run):  # a retry after an unknown outcome, or a quicker twin
+    if base and _is_this_night(base, run, store):  # a retry after an unknown outcome, or a quicker twin
         return _published(store, base, already=True)
     base_version = base.version if base else 0
     schema = _output_schema(recommendations)
@@ -96,8 +96,9 @@ def publish_night(
     return _published(store, standing, already=standing.attempt != attempt)
 
 
-def _is_this_night(standing: Manifest, run: Run) -> bool:
-    return standing.run_key == run.run_key and not run.force
+def _is_this_night(standing: Manifest, run: Run, store: Store) -> bool:
+    """In a store that was moved or copied the manifest's complete URIs lead elsewhere: publish it here."""
+    return standing.run_key == run.run_key and standing.store == store.uri and not run.force
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, float]:

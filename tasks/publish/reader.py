@@ -25,7 +25,13 @@ class LatestNight:
         return pl.scan_parquet(list(self.files), hive_partitioning=False)
 
     def for_user(self, user_id: int | str) -> pl.DataFrame:
-        """Their list by rank, or no rows: a user without an event before the night's date has none."""
+        """Their list by rank, or no rows: a user without an event before the night's date has none.
+
+        Raises TypeError for a number where ids are text, or text where they are numbers.
+        """
+        kind = self.scan().collect_schema()["user_id"]
+        if isinstance(user_id, str) != (kind == pl.String):
+            raise TypeError(f"user ids are {'text' if kind == pl.String else 'numbers'} here, and {user_id!r} is not")
         return self.scan().filter(pl.col("user_id") == user_id).sort("rank").collect()
 
 
@@ -65,5 +71,5 @@ def verify_part(store: Store, part: PublishedPart) -> None:
 def _corrupt(store: Store, part: PublishedPart, what: str) -> UploadCorrupt:
     return UploadCorrupt(
         f"{store.uri_of(part.key)} is not what was written: {what}. Do not use it: Parquet readers do not notice. "
-        "If a night was being published, it was not; run it again. If it is live, publish its date again by force."
+        "If a night was being published, it was not; run it again. If it is live, publish its date again with FORCE=1."
     )

@@ -14,6 +14,7 @@ from tasks.errors import NightError
 from tasks.report.people import Person
 
 MODEL_NAMES = {"lightgcn": "LightGCN", "popularity": "popularity", "item_knn": "item-kNN"}
+FEW_USERS = 30  # an interval over fewer is wider than any difference between models
 MANY_QUARANTINED = 0.1  # a larger share is hardly noise: something upstream is likely broken
 LONGEST_TITLE = 120
 FILES_SHOWN = 3
@@ -116,6 +117,7 @@ def _rows_table(night: Night) -> Table:
         (graph.num_validation, "choose its epochs"),
         (graph.num_test, "judge it"),
         (lists.rows, f"recommendations, {lists.k} for each user"),
+        *([(lists.short_lists, "users have met so much that fewer, or none, are left")] if lists.short_lists else []),
     ]:
         style = "dim" if count < 0 else ""
         table.add_row(f"{count:,}", name, style=style)
@@ -124,10 +126,12 @@ def _rows_table(night: Night) -> Table:
 
 def _quarantine_warning(night: Night) -> list[Text]:
     found = night.interactions
-    count = sum(found.quarantined.values())
+    # Events after the night's date are good ones, for a later night.
+    faulty = {rule: count for rule, count in found.quarantined.items() if rule != "timestamp_in_future"}
+    count = sum(faulty.values())
     if count <= MANY_QUARANTINED * found.rows_in:
         return []
-    worst = max(found.quarantined, key=lambda rule: found.quarantined[rule])
+    worst = max(faulty, key=lambda rule: faulty[rule])
     text = f"{count:,} of {found.rows_in:,} events ({count / found.rows_in:.0%}) are quarantined, most by {worst}: "
     return [Text(text + "look at what writes them before you trust these recommendations.", "yellow")]
 
@@ -180,6 +184,9 @@ def _remark(night: Night) -> Text:
             relation = "ahead of"
         words.append(f"{relation} {MODEL_NAMES[model]}")
     behind = any(word.startswith("behind") for word in words)
+    users = night.graph.num_test_users
+    if users < FEW_USERS:
+        return Text(f"Only {users} users could be tested: these figures say next to nothing.", "yellow")
     return Text("LightGCN is " + " and ".join(words) + " on test recall.", "yellow" if behind else "green")
 
 

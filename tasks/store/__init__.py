@@ -26,6 +26,8 @@ def open_store(uri: str) -> Store:
         raise RunConfigError("the store's place holds control characters. Nothing was started. Give a plain place.")
     scheme, separator, rest = uri.partition("://")
     if not separator:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", uri):
+            raise RunConfigError(f"{uri[:40]!r} is half a place. Nothing was started. Write s3://bucket/prefix.")
         if not uri:
             raise RunConfigError("the store's place is empty. Give s3://bucket/prefix or a folder.")
         return LocalStore(Path(uri))

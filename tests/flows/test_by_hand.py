@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from deploy.stack import Stack, down, members
+from flows import by_hand
 from flows.by_hand import night_settings, parse, show_night, start_server, store_of
 from tasks.contracts import Published
 from tasks.errors import RunConfigError
@@ -169,7 +171,9 @@ def test_the_same_night_again_publishes_nothing_and_says_so(place: Place, films:
     assert "Nothing new was published" in again.text
     assert "240 rows, in the store already" in again.text
     assert objects_in(store) == before
-    assert f'  make nightly RATINGS="ml-tiny/ratings.csv" SET="{" ".join(QUICKLY)}" FORCE=1' in again.text.splitlines()
+    assert (
+        f"  make nightly RATINGS=\"ml-tiny/ratings.csv\" SET='{' '.join(QUICKLY)}' FORCE=1" in again.text.splitlines()
+    )
 
 
 def test_a_forced_night_is_a_new_version(place: Place, films: Ended) -> None:
@@ -280,6 +284,21 @@ def test_what_no_night_can_run_with_is_named_with_what_to_write_instead(argument
     with pytest.raises(RunConfigError, match=f"(?s){words}") as refusal:
         night_settings(parse(arguments))
     assert "Nothing was started" in str(refusal.value)
+
+
+def test_the_command_that_is_shown_says_the_same_when_it_is_typed() -> None:
+    """Through make: the shell takes the outer marks off, then make's own shell the inner ones."""
+    settings = ["gate.override=popularity", "gate.override_reason=Anna, tried it", "train.width=16"]
+    command, _ = by_hand._next_steps(parse(["--set", *settings]))[0]
+    (typed,) = (word for word in shlex.split(command) if word.startswith("SET="))
+    assert shlex.split(typed.removeprefix("SET=")) == settings
+
+
+def test_a_mistyped_folder_does_not_come_into_being(place: Place, tmp_path: Path) -> None:
+    ended = place.run("--store", str(tmp_path / "no" / "such"))
+    assert ended.code == 1
+    assert "is no folder. Nothing was started or written" in " ".join(ended.text.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_arrive_as_what_they_are() -> None:

@@ -311,6 +311,15 @@ def test_an_attempt_is_named_by_its_time_and_eight_random_digits(make_night, tmp
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", published.attempt)
 
 
+def test_a_store_that_was_moved_gets_the_night_anew_because_its_uris_lead_elsewhere(make_night, tmp_path):
+    make_night(str(tmp_path / "old")).publish()
+    (tmp_path / "old").rename(tmp_path / "new")
+    published = make_night(str(tmp_path / "new")).publish()
+    assert (published.version, published.already) == (2, False)
+    assert all(Path(uri.removeprefix("file://")).is_relative_to(tmp_path / "new") for uri in published.files)
+    assert all(Path(uri.removeprefix("file://")).exists() for uri in published.files)
+
+
 def test_a_deleted_latest_comes_back_as_the_newest_night_not_as_the_one_that_ran_again(make_night, tmp_path):
     store_uri = str(tmp_path / "kept")
     make_night(store_uri, as_of=date(2026, 11, 22)).publish()

@@ -68,6 +68,8 @@ def test_one_users_list_comes_in_order(make_night, store_uri):
     assert night.for_user(4)["rank"].to_list() == [1, 2, 3, 4]
     assert night.for_user(4)["user_id"].unique().to_list() == [4]
     assert night.for_user(99).is_empty()
+    with pytest.raises(TypeError, match="user ids are numbers here, and '4' is not"):
+        night.for_user("4")
 
 
 def test_a_store_where_nothing_was_published_says_so(store_uri):

@@ -116,10 +116,28 @@ def test_rows_set_aside_stand_under_their_rule_and_are_never_called_refused() ->
     assert "are quarantined" not in text, "4 % is no reason for a warning"
 
 
+def test_a_test_of_a_handful_of_people_is_not_called_a_comparison() -> None:
+    found = night()
+    text = seen(night_screen(replace(found, graph=replace(found.graph, num_test_users=2)), [], NEXT))
+    assert "Only 2 users could be tested" in text
+    assert "LightGCN is" not in text
+
+
 def test_many_rows_set_aside_are_a_warning_in_yellow() -> None:
-    screen = night_screen(night(quarantined={"null_user_id": 1, "timestamp_in_future": 100}), [], NEXT)
-    assert "101 of 1,000 events (10%) are quarantined, most by timestamp_in_future" in seen(screen)
+    screen = night_screen(night(quarantined={"null_user_id": 1, "null_rating": 100}), [], NEXT)
+    assert "101 of 1,000 events (10%) are quarantined, most by null_rating" in seen(screen)
     assert "\x1b[33m101 of 1,000" in seen(screen, colours=True)
+
+
+def test_events_of_a_later_night_are_no_fault_of_whoever_writes_them() -> None:
+    screen = night_screen(night(quarantined={"timestamp_in_future": 500}), [], NEXT)
+    assert "are quarantined" not in seen(screen)
+
+
+def test_users_who_get_less_than_the_others_are_counted() -> None:
+    found = night()
+    short = replace(found, recommendations=replace(found.recommendations, short_lists=40))
+    assert "40  users have met so much that fewer, or none, are left" in seen(night_screen(short, [], NEXT))
 
 
 def test_no_uri_and_no_command_breaks_in_the_middle() -> None:

@@ -200,6 +200,7 @@ def test_a_folder_that_cannot_be_written_is_denied(tmp_path):
         "file:relative\x00",
         "s3://",
         "s3:///prefix",
+        "s3:/bucket",
         "s3://ab",
         "s3://bucket/a/../b",
         "s3://bucket/a//b",
