@@ -1,5 +1,7 @@
 """What a graph model must beat to earn its cost. Each gives scores in the same form as LightGCN (models/topk.py)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -7,7 +9,9 @@ import torch
 from torch import Tensor
 
 from models.graph import Csr
-from models.topk import Scorer
+from models.topk import PARTS, Scorer
+
+BYTES_PER_PAIR = 64  # of two items with a user in common, while the nearest are sorted out
 
 
 def popularity(liked: Csr, num_items: int) -> npt.NDArray[np.float32]:
@@ -30,40 +34,55 @@ def item_knn_scorer(
     `neighbours`. A user's score of an item is the sum of its similarities to what the user likes; an item similar
     to none of them has no score.
 
-    Memory: similarities are made in blocks of items that hold at most block_bytes, at 48 bytes for each of block x I
-    pairs; kept are neighbours x I entries of 8 bytes.
+    Memory: the likes twice, the neighbours twice (at most 16 bytes x I x neighbours), and block_bytes for the
+    similarities of the items at hand, or BYTES_PER_PAIR x I if that is more. Never I x I.
     """
-    block = max(1, block_bytes // (48 * max(1, num_items)))
     matrix_UI = _matrix(liked, num_items)
     by_item_IU = matrix_UI.T.tocsr()
     norm_I = np.sqrt(np.diff(by_item_IU.indptr)).astype(np.float32)
-    blocks = []
-    for start in range(0, num_items, block):
-        common = (by_item_IU[start : start + block] @ matrix_UI).tocoo()
-        rows, columns = common.row + start, common.col
-        keep = rows != columns
-        rows, columns = rows[keep], columns[keep]
-        similarity = common.data[keep] / (norm_I[rows] * norm_I[columns] + shrink)
-        blocks.append(_nearest(rows, columns, similarity.astype(np.float32), neighbours, num_items))
-    similarity_II = sp.csr_matrix(sum(blocks))
+    nearest = []
+    for items in _blocks_of_items(by_item_IU, matrix_UI, block_bytes // BYTES_PER_PAIR):
+        common = (by_item_IU[items] @ matrix_UI).tocoo()
+        keep = common.row + items.start != common.col
+        row, column = common.row[keep], common.col[keep]
+        similarity = common.data[keep] / (norm_I[row + items.start] * norm_I[column] + shrink)
+        del common
+        shape = (items.stop - items.start, num_items)
+        nearest.append(_nearest(row, column, similarity.astype(np.float32), neighbours, shape))
+    to_neighbours_II = sp.vstack(nearest, format="csr").T.tocsr()
 
     def score(users: npt.NDArray[np.int64]) -> Tensor:
-        score_BI = torch.from_numpy((matrix_UI[users] @ similarity_II.T).toarray())
-        score_BI[score_BI == 0] = -torch.inf
+        score_BI = torch.full((len(users), num_items), -torch.inf)
+        some = max(1, len(users) // PARTS)
+        for start in range(0, len(users), some):
+            part = matrix_UI[users[start : start + some]] @ to_neighbours_II
+            row = np.repeat(np.arange(start, start + part.shape[0]), np.diff(part.indptr))
+            score_BI.numpy()[row, part.indices] = part.data
         return score_BI
 
     return score
 
 
+def _blocks_of_items(by_item_IU: sp.csr_matrix, matrix_UI: sp.csr_matrix, pairs: int) -> Iterator[slice]:
+    """Neighbouring items whose similarities are at most so many; an item with more stands alone."""
+    likes_of_users_I = by_item_IU @ np.diff(matrix_UI.indptr).astype(np.float64)
+    end_I = np.cumsum(np.minimum(likes_of_users_I, matrix_UI.shape[1]))
+    start, before = 0, 0.0
+    while start < len(end_I):
+        stop = max(start + 1, int(np.searchsorted(end_I, before + pairs, side="right")))
+        yield slice(start, stop)
+        start, before = stop, end_I[stop - 1]
+
+
 def _nearest(
-    rows: np.ndarray, columns: np.ndarray, similarity: np.ndarray, neighbours: int, size: int
+    rows: np.ndarray, columns: np.ndarray, similarity: np.ndarray, neighbours: int, shape: tuple[int, int]
 ) -> sp.csr_matrix:
     """Each row's largest entries; equal ones by ascending column, so that the same graph gives the same neighbours."""
     order = np.lexsort((columns, -similarity, rows))
     rows, columns, similarity = rows[order], columns[order], similarity[order]
     first = np.searchsorted(rows, rows)  # where each entry's row begins
     keep = np.arange(len(rows)) - first < neighbours
-    return sp.csr_matrix((similarity[keep], (rows[keep], columns[keep])), shape=(size, size), dtype=np.float32)
+    return sp.csr_matrix((similarity[keep], (rows[keep], columns[keep])), shape=shape, dtype=np.float32)
 
 
 def _matrix(liked: Csr, num_items: int) -> sp.csr_matrix:

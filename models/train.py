@@ -26,7 +26,7 @@ from models.metrics import hits, recall
 from models.processes import die_with_parent
 from models.rivals import popularity
 from models.sampling import BatchSampler
-from models.topk import inner_product_scorer, top_k
+from models.topk import InnerProduct, top_k
 
 VALIDATION_USERS_AT_MOST = 20_000  # a seeded sample beyond; the epoch choice needs no more, the evaluation takes all
 
@@ -160,7 +160,7 @@ class Validation:
             return 0.0
         user_UD, item_ID = (table.cpu() for table in model.embeddings())
         fallback_I = popularity(self.train, self.spec.num_items)
-        scorer = inner_product_scorer(user_UD, item_ID, self.train.counts() > 0, fallback_I > 0)
+        scorer = InnerProduct(user_UD, item_ID, self.train.counts() > 0, fallback_I > 0)
         blocks = top_k(
             scorer,
             fallback_I,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from models.graph import Csr, load_csr
 from models.metrics import bootstrap_interval, hits, ndcg, recall
 from models.rivals import item_knn_scorer, popularity, popularity_scorer
-from models.topk import Scorer, inner_product_scorer, top_k
+from models.topk import InnerProduct, Scorer, top_k
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore
 from tasks.run import fingerprint_of
@@ -69,7 +69,7 @@ def _scorers(
 ) -> Iterator[tuple[str, Scorer]]:
     tables = load_file(fitted.judged_path)
     popularity_I = popularity(liked, graph.num_items)
-    yield MODEL, inner_product_scorer(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
+    yield MODEL, InnerProduct(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
     yield "popularity", popularity_scorer(liked, graph.num_items)
     yield (
         "item_knn",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from models.graph import load_csr
 from models.rivals import popularity
-from models.topk import NO_ITEM, Lists, inner_product_scorer, top_k
+from models.topk import NO_ITEM, InnerProduct, Lists, top_k
 from tasks.config import RecommendConfig
 from tasks.contracts import Fitted, Graph, Part, Recommendations
 from tasks.run import file_sha256, fingerprint_of, read_ids
@@ -34,7 +34,7 @@ def recommend_everyone(graph: Graph, fitted: Fitted, settings: RecommendConfig, 
     user_ids, item_ids = read_ids(Path(graph.folder))
     tables = load_file(fitted.served_path)
     popularity_I = popularity(liked, graph.num_items)
-    scorer = inner_product_scorer(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
+    scorer = InnerProduct(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
     by_id = user_ids.arg_sort().to_numpy().astype(np.int64)
     users_per_part = max(1, min(settings.users_per_part, ROWS_IN_MEMORY // settings.k))
     parts, tiers = [], {"graph": 0, "popular": 0}

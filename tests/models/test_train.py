@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from models.distributed import Ranks
 from models.graph import load_csr
 from models.rivals import popularity
-from models.topk import inner_product_scorer, top_k
+from models.topk import InnerProduct, top_k
 from models.train import Diverged, Fit, Spec, Validation, fit
 from tasks.contracts import Graph
 from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world
@@ -147,7 +147,7 @@ def test_what_is_recommended_is_of_the_users_taste(ranks: str, graph: Graph, req
     trained: Trained = request.getfixturevalue(ranks)
     tables = trained.tables("served")
     liked = load_csr(graph.folder, "liked_all")
-    scorer = inner_product_scorer(
+    scorer = InnerProduct(
         torch.from_numpy(tables["user_UD"]),
         torch.from_numpy(tables["item_ID"]),
         liked.counts() > 0,
