@@ -270,7 +270,7 @@ from models.graph import interactions_by_user
 from models.rivals import item_knn_scorer
 from models.topk import InnerProduct, top_k, users_per_block
 torch.set_num_threads(2)
-case, items, block_bytes = sys.argv[1], 20_000, 192 * 2**20
+case, items, block_bytes = sys.argv[1], 20_000, 128 * 2**20
 users = 2 * users_per_block(items, block_bytes)
 rng = np.random.default_rng(0)
 pairs = np.unique(rng.integers(0, users * items, users * 20))
