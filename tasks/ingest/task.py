@@ -4,13 +4,14 @@ import logging
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.context import FlowRunContext
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Interactions, Run
-from tasks.errors import is_worth_a_retry
+from tasks.errors import InputUnstable, is_worth_a_retry
 from tasks.ingest.child import digest_apart
 from tasks.ingest.inspection import pinned_while_reading
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
@@ -54,7 +55,13 @@ def _scheduled_on() -> date | None:
     return flow_run.expected_start_time.astimezone(UTC).date()
 
 
-@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def _is_worth_reading_again(task: Any, task_run: Any, state: Any) -> bool:
+    """A pinned file that changed will not change back: only a night that is opened anew can read what is there now."""
+    changed = isinstance(getattr(state.data, "result", state.data), InputUnstable)
+    return is_worth_a_retry(task, task_run, state) and not changed
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=_is_worth_reading_again)
 def ingest(run: Run) -> Interactions:
     """The pinned files as one row for every valid (user, item) pair, with every quarantined row kept under its rule."""
     threshold = run.config.ingest.like_threshold

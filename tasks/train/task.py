@@ -15,6 +15,7 @@ from tasks.errors import is_worth_a_retry
 from tasks.run import finish_stage
 from tasks.train.fitting import Place, choose_place, fit_twice
 
+REST_S = 300.0
 log = logging.getLogger("nightgraph.train")
 
 
@@ -41,12 +42,14 @@ def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
 class _ProgressReport:
     """Passes the ranks' progress on, at most once a second: each update is a request to the server.
 
-    A server that does not answer costs its progress bar, never the training.
+    A server that does not answer costs its progress bar, never the training: each question takes the client a minute
+    of trying then, so the next is asked much later.
     """
 
     def __init__(self) -> None:
         self.artifact_id: UUID | None = None
         self.told_at = 0.0
+        self.rests_until = 0.0
         self._show(0.0)
 
     def __call__(self, progress: dict[str, Any]) -> None:
@@ -67,6 +70,8 @@ class _ProgressReport:
         self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0))
 
     def _show(self, percent: float) -> None:
+        if time.monotonic() < self.rests_until:
+            return
         try:
             if self.artifact_id is None:
                 made: Any = create_progress_artifact(percent, key="training", description="LightGCN: two fits")
@@ -74,4 +79,5 @@ class _ProgressReport:
             else:
                 update_progress_artifact(self.artifact_id, progress=percent)
         except Exception as error:
+            self.rests_until = time.monotonic() + REST_S
             log.warning("the dashboard's progress bar could not be moved (%s)", type(error).__name__)

@@ -19,7 +19,7 @@ from flows.nightly import nightly
 from tasks import errors
 from tasks.contracts import LATEST_KEY, Run
 from tasks.errors import NightError, is_worth_a_retry
-from tasks.ingest.task import open_run
+from tasks.ingest.task import ingest, open_run
 from tasks.publish.commit_log import advance_latest
 from tasks.publish.reader import open_latest
 from tasks.store import LocalStore, open_store
@@ -70,6 +70,14 @@ def test_a_store_that_refuses_is_asked_once(
 def test_only_what_can_end_differently_is_tried_again(kind: type[NightError]) -> None:
     may_pass = {"StoreUnavailable", "InputUnstable", "TrainingLost", "PublishUnresolved"}
     assert is_worth_a_retry(None, None, Failed(data=kind("why"))) is (kind.__name__ in may_pass)
+
+
+def test_a_file_that_changed_under_the_reader_is_not_read_again() -> None:
+    """It was pinned by its bytes; opening the night anew is what helps, and is worth a retry."""
+    changed = Failed(data=errors.InputUnstable("why"))
+    assert not ingest.retry_condition_fn(None, None, changed)  # type: ignore[misc, arg-type]
+    assert open_run.retry_condition_fn(None, None, changed)  # type: ignore[misc, arg-type]
+    assert ingest.retry_condition_fn(None, None, Failed(data=errors.StoreUnavailable("why")))  # type: ignore[misc, arg-type]
 
 
 def test_an_error_without_a_name_is_not_tried_again() -> None:
