@@ -150,7 +150,7 @@ def _quoted(setting: str) -> str:
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
     """Nothing is worth waiting for: all that counts is on disk already. Prefect's server ends with this process."""
-    print("\ninterrupted; the live recommendations are untouched. Run again to go on where it stopped.", flush=True)
+    print("\ninterrupted; nothing is half published. Run again to go on where it stopped.", flush=True)
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.terminate()

@@ -42,14 +42,17 @@ def wait_for(server: "subprocess.Popen[bytes] | None") -> None:
         return
     port = int(os.environ["PREFECT_API_URL"].rpartition(":")[2].partition("/")[0])
     asking = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
+    from tasks.errors import ServerNotStarted
+
     try:
         asking.request("GET", "/api/health")
         asking.getresponse().read()
     except (OSError, http.client.HTTPException) as error:
         how = "did not answer" if server.poll() is None else f"ended with code {server.returncode}"
-        raise RuntimeError(
+        raise ServerNotStarted(
             f"Prefect's server {how} within {START_S:.0f} s of its start. Its database is in "
-            f"{os.environ['PREFECT_HOME']}; if that is damaged, move it away and run again."
+            f"{os.environ['PREFECT_HOME']}; if that is damaged, move it away and run again. "
+            "Nothing was started or published."
         ) from error
     finally:
         asking.close()

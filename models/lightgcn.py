@@ -109,7 +109,7 @@ class LightGCN(nn.Module):
 
 
 def spectral_start(
-    adjacency: Tensor, num_users: int, width: int, seed: int, after_each_pass: Callable[[], None] = lambda: None
+    adjacency: Tensor, num_users: int, width: int, seed: int, after_each: Callable[[], None] = lambda: None
 ) -> Tensor:
     """The first `width` singular vectors of the normalised user-item matrix, (N, D), root mean square 0.1.
 
@@ -124,19 +124,30 @@ def spectral_start(
 
     def to_users(item_IC: Tensor) -> Tensor:
         zeros_UC = item_IC.new_zeros(num_users, item_IC.shape[1])
-        return (adjacency @ torch.cat([zeros_UC, item_IC]))[:num_users]
+        return through(torch.cat([zeros_UC, item_IC]))[:num_users]
 
     def to_items(user_UC: Tensor) -> Tensor:
         zeros_IC = user_UC.new_zeros(num_items, user_UC.shape[1])
-        return (adjacency @ torch.cat([user_UC, zeros_IC]))[num_users:]
+        return through(torch.cat([user_UC, zeros_IC]))[num_users:]
 
-    basis_UC = _orthonormal(to_users(random_IC))
+    def through(node_NC: Tensor) -> Tensor:
+        product_NC = adjacency @ node_NC
+        after_each()
+        return product_NC
+
+    def orthonormal(matrix_NC: Tensor) -> Tensor:
+        with one_thread():
+            basis_NC = torch.linalg.qr(matrix_NC).Q
+        after_each()
+        return basis_NC
+
+    basis_UC = orthonormal(to_users(random_IC))
     for _ in range(3):
-        basis_UC = _orthonormal(to_users(_orthonormal(to_items(basis_UC))))
-        after_each_pass()
+        basis_UC = orthonormal(to_users(orthonormal(to_items(basis_UC))))
     projected_IC = to_items(basis_UC)
     with one_thread():
         right_IC, singular_C, left_CC = torch.linalg.svd(projected_IC, full_matrices=False)
+    after_each()
     kept = min(width, columns)
     root_C = singular_C[:kept].sqrt()
     table_ND = torch.cat([(basis_UC @ left_CC.T)[:, :kept] * root_C, right_IC[:, :kept] * root_C])
@@ -146,11 +157,6 @@ def spectral_start(
     noise_ND = 0.01 * torch.randn(num_nodes, width, generator=generator).to(adjacency.device)
     noise_ND[:, :kept] += table_ND
     return noise_ND
-
-
-def _orthonormal(matrix_NC: Tensor) -> Tensor:
-    with one_thread():
-        return torch.linalg.qr(matrix_NC).Q
 
 
 @contextmanager

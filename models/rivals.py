@@ -11,7 +11,7 @@ from torch import Tensor
 from models.graph import Csr
 from models.topk import PARTS, Scorer
 
-BYTES_PER_PAIR = 64  # of two items with a user in common, while the nearest are sorted out
+BYTES_PER_PAIR = 80  # of two items with a user in common, while the nearest are sorted out
 
 
 def popularity(liked: Csr, num_items: int) -> npt.NDArray[np.float32]:

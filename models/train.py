@@ -80,6 +80,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
     The learning rate falls to zero over `max_epochs` either way, so that a fit of as many epochs takes the same path.
     """
     started = time.perf_counter()
+    beat(spec, ranks)
     part = "train" if which == "judged" else "all"
     liked = load_csr(spec.graph_folder, f"liked_{part}")
     adjacency = adjacency_tensor(load_adjacency(spec.graph_folder, f"adjacency_{part}"), ranks.device)
@@ -95,6 +96,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Valid
         temperature=spec.temperature,
     )
     replica = ranks.wrap(model)
+    beat(spec, ranks)
     sampler = BatchSampler(
         liked,
         spec.num_items,

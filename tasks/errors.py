@@ -8,7 +8,7 @@ from typing import Any
 
 
 class NightError(Exception):
-    """A night that ended for a known reason. The live recommendations are untouched."""
+    """A night that ended for a known reason. Nothing of it is live, or, after its commit, all of it."""
 
     worth_a_retry = False
 
@@ -19,6 +19,10 @@ class RunConfigError(NightError):
 
 class NightInProgress(NightError):
     """Another process on this machine is working on the same date of the same store."""
+
+
+class ServerNotStarted(NightError):
+    """Prefect's own server, which a night by hand brings along, did not start."""
 
 
 # ---- the store
@@ -72,7 +76,7 @@ class InputUnstable(NightError):
 
 
 class ReaderFailed(NightError):
-    """The process that decodes event files ended in a way that none of these names describes: a bug here."""
+    """The process that decodes event files ended, and no file is to blame: memory ran out, or a bug here."""
 
 
 class SchemaDrift(NightError):

@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -124,21 +124,30 @@ def hold_work_folder(run: Run) -> Iterator[None]:
             _drop_old_pins(folder)
             yield
     finally:
-        Path(run.inputs_path).unlink(missing_ok=True)  # a rerun pins its inputs anew
+        with _scratch_may_stay("the list of inputs"):  # a rerun pins its inputs anew
+            Path(run.inputs_path).unlink()
 
 
 def clear_work_folder(run: Run) -> None:
     """Once a night is published the store holds what counts, so all stages' scratch goes.
 
-    The lock stays: it is held, and empty. Other processes' pins stay: whoever wrote one waits for the lock. What
-    cannot be removed is a warning; the night has been published.
+    The lock stays: it is held, and empty. Other processes' pins stay: whoever wrote one waits for the lock.
     """
-    for path in Path(run.work_folder).iterdir():
-        if path.is_dir():
-            try:
+    with _scratch_may_stay("scratch of this night"):
+        for path in Path(run.work_folder).iterdir():
+            if path.is_dir():
                 shutil.rmtree(path)
-            except OSError as error:
-                log.warning("scratch could not be removed: %s", error)
+
+
+@contextmanager
+def _scratch_may_stay(what: str) -> Iterator[None]:
+    """Others tidy up here too, and disks have moods: housekeeping fails no night, least of all a published one."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass  # somebody was quicker
+    except OSError as error:
+        log.warning("%s could not be removed: %s", what, error)
 
 
 def pin_path(work_folder: Path, run_key: str) -> Path:
@@ -149,23 +158,28 @@ def pin_path(work_folder: Path, run_key: str) -> Path:
 def _drop_old_pins(folder: Path) -> None:
     """Those of nights that were killed before they got the lock."""
     for path in folder.glob("inputs-*"):
-        if time.time() - path.stat().st_mtime > SCRATCH_KEPT_S:
-            path.unlink(missing_ok=True)
+        with _scratch_may_stay(path.name):
+            if time.time() - path.stat().st_mtime > SCRATCH_KEPT_S:
+                path.unlink()
 
 
 def _drop_old_nights(current: Path) -> None:
     """Keep the newest few other nights for their rerun, and whatever was touched within a day; drop older scratch."""
     others = sorted((path for path in current.parent.iterdir() if path.is_dir() and path != current), reverse=True)
     for folder in others[UNFINISHED_NIGHTS_KEPT:]:
-        if time.time() - folder.stat().st_mtime < SCRATCH_KEPT_S:
-            continue  # a night that is just being opened holds no lock yet
-        with suppress(FileNotFoundError), open(folder / "lock", "w") as lock:  # another night may be dropping it too
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # that night is running
-            log.info("dropping the scratch of the night of %s", folder.name)
-            shutil.rmtree(folder)
+        with _scratch_may_stay(f"the scratch of the night of {folder.name}"):
+            if time.time() - folder.stat().st_mtime > SCRATCH_KEPT_S:  # one that is just being opened holds no lock yet
+                _drop_unless_held(folder)
+
+
+def _drop_unless_held(folder: Path) -> None:
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # that night is running
+        log.info("dropping the scratch of the night of %s", folder.name)
+        shutil.rmtree(folder)
 
 
 # ---- stages
@@ -220,13 +234,17 @@ def stage_costs(run: Run) -> list[StageCost]:
 
 
 def _write_cost(run: Run, cost: StageCost) -> None:
+    """What cannot be noted is missing in the report, and no more than that: a stage's result is worth more."""
     path = Path(run.work_folder) / "costs" / f"{run.run_key[:16]}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    for outdated in path.parent.iterdir():
-        if outdated != path:
-            outdated.unlink()
-    others = [c for c in stage_costs(run) if c.stage != cost.stage]
-    path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in [*others, cost]))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for outdated in path.parent.iterdir():
+            if outdated != path:
+                outdated.unlink()
+        others = [c for c in stage_costs(run) if c.stage != cost.stage]
+        path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in [*others, cost]))
+    except OSError as error:
+        log.warning("what %s took could not be noted: %s", cost.stage, error)
 
 
 def _mark_finished(folder: Path, ref_type: type[RefT], ref: RefT) -> None:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
 from tasks.contracts import Interactions
-from tasks.errors import InputCorrupt, NightError, ReaderFailed, StoreUnavailable
+from tasks.errors import InputCorrupt, NightError, ReaderFailed
 from tasks.ingest.events import last_event_at, read_through
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
@@ -95,7 +95,7 @@ def _name_the_killer(job: Job, signal_number: int) -> NightError:
         died = _run(Job("read through", job.store_uri, half, job.like_threshold)).returncode < 0
         suspects = half if died else suspects[len(half) :]
     if _run(Job("read through", job.store_uri, suspects, job.like_threshold)).returncode >= 0:
-        return StoreUnavailable(
+        return ReaderFailed(
             f"the process that read {len(job.files)} event files was ended ({how}), and no single file ends it. "
             "Nothing was published. Memory may have run out: free some, or read fewer days, and run again."
         )

@@ -1,5 +1,6 @@
 """Opening a night: its inputs pinned, its date decided, its key known, before anything is computed."""
 
+import errno
 import json
 import logging
 import shutil
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Run
-from tasks.errors import DiskFull, InputUnstable
+from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import scan_events
 from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
@@ -76,10 +77,18 @@ def plan_run(
 
 
 def write_pinned(objects: list[StoredObject], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Raises RunConfigError where the work folder cannot be written, DiskFull where it has no room."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps([asdict(found) for found in objects], default=str, indent=1))
-    return unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps([asdict(found) for found in objects], default=str, indent=1))
+        return unfinished.replace(path)
+    except OSError as error:
+        kind = DiskFull if error.errno == errno.ENOSPC else RunConfigError
+        raise kind(
+            f"the work folder {path.parent} cannot be written ({error.strerror}). Nothing was started. Set "
+            f"{WORK_VARIABLE} to a folder with room that this user may write."
+        ) from error
 
 
 def read_pinned(path: str) -> list[StoredObject]:

@@ -143,6 +143,7 @@ def advance_latest(
         if clock() > give_up_at:
             raise StoreUnavailable(
                 f"version {manifest.version} of {manifest.as_of} is committed, and LATEST.json could not be moved to "
-                f"it for {deadline_s:.0f} s. Readers keep the version before. Run again: only LATEST.json is moved."
+                f"it for {deadline_s:.0f} s. Readers keep the version before, unless only the answer got lost. "
+                "Run again: only LATEST.json is moved."
             ) from outcome
         sleep(0.2)

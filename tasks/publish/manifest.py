@@ -82,7 +82,7 @@ class Manifest(_Written):
     config: dict[str, object]
     metrics: dict[str, float]  # a measure over nobody is left out
     verdict: VerdictSummary
-    model_sha256: str
+    model_fingerprint: str = ""  # of the judged and the served fit together
     output_schema: tuple[Column, ...]
     rows: int
     users: int

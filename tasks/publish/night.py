@@ -52,12 +52,15 @@ def publish_night(
 ) -> Published:
     """Raises GateRefused, CountsDisagree, UploadCorrupt, PublishConflict, PublishUnresolved and the Store* errors.
 
-    `attempt` must never have been used. A refused or failed attempt leaves files that no manifest names.
+    `attempt` is this night's own, and the same when it tries again. A refused or failed one leaves files that no
+    manifest names.
     """
     if not verdict.passed:
         failed = "; ".join(f"{check.gate}: {check.detail}" for check in verdict.checks if not check.passed)
         raise GateRefused(f"a refused night cannot be published ({failed}). The live recommendations stay.")
     base = find_commit(store, run.as_of)
+    if base and base.attempt == attempt:  # a retry of ours: the commit had been made
+        return _published(store, base, already=False)
     if base and _is_this_night(base, run, store):  # a retry after an unknown outcome, or a quicker twin
         return _published(store, base, already=True)
     base_version = base.version if base else 0
@@ -83,7 +86,7 @@ def publish_night(
             overridden=verdict.overridden,
             reason=verdict.override_reason,
         ),
-        model_sha256=fitted.fingerprint,
+        model_fingerprint=fitted.fingerprint,
         output_schema=schema,
         rows=recommendations.rows,
         users=recommendations.users,

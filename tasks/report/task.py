@@ -51,24 +51,30 @@ def report(
 
     What cannot be written of it is a warning: the night itself has been decided by then.
     """
-    night = Night(
-        as_of=run.as_of,
-        run_key=run.run_key,
-        store_uri=run.store_uri,
-        config=run.config,
-        interactions=interactions,
-        graph=graph,
-        fitted=fitted,
-        evaluation=evaluation,
-        recommendations=recommendations,
-        verdict=verdict,
-        published=published,
-        costs=tuple(stage_costs(run)),
-    )
+    with _only_a_warning("the report"):
+        night = Night(
+            as_of=run.as_of,
+            run_key=run.run_key,
+            store_uri=run.store_uri,
+            config=run.config,
+            interactions=interactions,
+            graph=graph,
+            fitted=fitted,
+            evaluation=evaluation,
+            recommendations=recommendations,
+            verdict=verdict,
+            published=published,
+            costs=tuple(stage_costs(run)),
+        )
+        _leave_behind(night)
+
+
+def _leave_behind(night: Night) -> None:
+    published = night.published
     attempt = published.attempt if published else f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
     with _only_a_warning("the audit"):
-        write_audit(open_store(run.store_uri), night, attempt)
-    _show(to_markdown(night), ARTIFACT_KEY, f"The night of {run.as_of}")
+        write_audit(open_store(night.store_uri), night, attempt)
+    _show(to_markdown(night), ARTIFACT_KEY, f"The night of {night.as_of}")
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -101,7 +107,7 @@ def _what_is_live() -> str:
     except ObjectNotFound:
         return "Nothing is live in the store, and nothing was before."
     except Exception as error:
-        return f"What is live could not be read just now ({type(error).__name__}); a failed night never changes it."
+        return f"What is live could not be read just now ({type(error).__name__}): LATEST.json in the store says it."
 
 
 def _show(markdown: str, key: str, description: str) -> None:

@@ -301,6 +301,17 @@ def test_a_mistyped_folder_does_not_come_into_being(place: Place, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_prefect_server_that_cannot_start_has_a_name(tmp_path: Path) -> None:
+    """A damaged database of Prefect's own."""
+    elsewhere = Place(tmp_path)
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "prefect.db").write_bytes(b"no database" * 1000)
+    ended = elsewhere.run()
+    assert ended.code == 1
+    assert "ServerNotStarted" in ended.text
+    assert "Nothing was started or published" in " ".join(ended.text.replace("│", " ").split())
+
+
 def test_settings_arrive_as_what_they_are() -> None:
     arguments = ["--k", "7", "--ranks", "2", "--as-of", "2026-11-23"]
     arguments += [

@@ -22,6 +22,7 @@ from tasks.errors import NightError, is_worth_a_retry
 from tasks.ingest.task import ingest, open_run
 from tasks.publish.commit_log import advance_latest
 from tasks.publish.reader import open_latest
+from tasks.publish.task import publish
 from tasks.store import LocalStore, open_store
 from tests.flows.conftest import PROJECT_ROOT, QUICK, start_prefect_server, two_taste_events, write_events
 
@@ -116,6 +117,44 @@ def test_an_error_after_the_commit_is_reported_with_what_is_live(
     assert (again.version, again.already, again.is_latest) == (2, True, True)
 
 
+def test_a_forced_night_that_tries_again_after_its_commit_adds_one_version(
+    night_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_events(night_place / "store", two_taste_events())
+    nightly(QUICK)
+    failed = []
+
+    def fail_once(store: LocalStore, manifest: Any) -> bool:
+        if not failed:
+            failed.append(True)
+            raise errors.StoreUnavailable("LATEST.json could not be moved")
+        return advance_latest(store, manifest)
+
+    monkeypatch.setattr("tasks.publish.night.advance_latest", fail_once)
+    monkeypatch.setattr("flows.nightly.publish", publish.with_options(retries=2, retry_delay_seconds=0.1))
+    forced = nightly(QUICK, force=True)
+    assert failed
+    assert (forced.version, forced.already, forced.is_latest) == (2, False, True)
+    commits = sorted(path.name for path in (night_place / "store" / "_meta" / "commits").rglob("*.json"))
+    assert commits == ["v00000001.json", "v00000002.json"]
+
+
+def test_a_report_that_cannot_be_made_or_shown_is_a_warning(
+    night_place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_events(night_place / "store", two_taste_events())
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    for version, target in enumerate(("to_markdown", "create_markdown_artifact", "stage_costs", "write_audit"), 1):
+        with monkeypatch.context() as broken:
+            broken.setattr(f"tasks.report.task.{target}", fail)
+            assert nightly(QUICK, force=True).version == version
+        assert "could not be written: nobody answers" in caplog.text
+        caplog.clear()
+
+
 def newest_artifact(key: str) -> str:
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
@@ -147,6 +186,7 @@ def test_a_night_whose_dashboard_dies_in_training_publishes_all_the_same(tmp_pat
         _wait_for(lambda: list((tmp_path / "work").rglob("progress.json")), at_most_s=60)
         server.kill()
         _wait_for(lambda: list((tmp_path / "store").rglob("LATEST.json")), at_most_s=60)
+        _wait_for(lambda: list((tmp_path / "store" / "_meta" / "audits").rglob("*.json")), at_most_s=30)
         night.kill()
     assert open_latest(str(tmp_path / "store"), verify=True).manifest.version == 1
 

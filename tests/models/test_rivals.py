@@ -44,7 +44,7 @@ def dense_knn(likes_UI: np.ndarray, neighbours: int, shrink: float) -> np.ndarra
 
 @pytest.mark.parametrize("shrink", [0.0, 10.0])
 @pytest.mark.parametrize("neighbours", [1, 4, 100])
-@pytest.mark.parametrize("block_bytes", [1, 64 * 60, 2**20])
+@pytest.mark.parametrize("block_bytes", [1, 80 * 60, 2**20])
 def test_item_knn_is_its_definition(
     likes_UI: np.ndarray, liked: Csr, neighbours: int, shrink: float, block_bytes: int
 ) -> None:

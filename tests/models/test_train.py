@@ -13,8 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import models.topk
+import models.train
 from models.distributed import Ranks
 from models.graph import load_csr
+from models.lightgcn import LightGCN
 from models.rivals import popularity
 from models.topk import InnerProduct, top_k
 from models.train import Diverged, Fit, Spec, Validation, fit
@@ -202,6 +205,44 @@ def test_the_judged_file_holds_the_best_look_not_the_last(graph: Graph, tmp_path
     shorter = spec_for(graph, tmp_path / "short", max_epochs=40, patience=3, validate_every=1)
     fit(shorter, ALONE, "judged", epochs=judged.epochs, validation=None)
     assert (tmp_path / "all/judged.safetensors").read_bytes() == (tmp_path / "short/judged.safetensors").read_bytes()
+
+
+def test_a_rank_gives_a_sign_of_life_between_any_two_pieces_of_work(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a large graph each piece takes long: loading, a factorisation of the start, a step, a block of validation."""
+    spec = spec_for(graph, tmp_path, max_epochs=2, validate_every=1)
+    heartbeat = tmp_path / "heartbeat-0"
+    pieces: list[str] = []
+    silent: list[str] = []
+
+    def works(module: object, name: str) -> None:
+        work = getattr(module, name)
+
+        def watched(*arguments: object, **named: object) -> object:
+            if not heartbeat.exists():
+                silent.append(f"before {name}, after {pieces[-1:]}")
+            heartbeat.unlink(missing_ok=True)
+            pieces.append(name)
+            return work(*arguments, **named)
+
+        monkeypatch.setattr(module, name, watched)
+
+    works(models.train, "adjacency_tensor")
+    works(torch.linalg, "qr")
+    works(torch.linalg, "svd")
+    works(LightGCN, "forward")
+    works(models.topk, "_best")  # once a block
+    monkeypatch.setattr(models.topk, "users_per_block", lambda *_: 5)
+    validation = Validation(spec)
+    fit(spec, ALONE, "judged", epochs=2, validation=validation)
+    assert silent == []
+    counts = {name: pieces.count(name) for name in pieces}
+    blocks = -(-len(validation.users) // 5)
+    assert blocks > 1
+    assert counts["adjacency_tensor"] == counts["svd"] == 1
+    assert (counts["qr"], counts["forward"]) == (7, 2 * 4)
+    assert counts["_best"] >= 2 * blocks, "each look goes through its blocks"
 
 
 def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:

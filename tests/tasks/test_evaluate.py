@@ -159,3 +159,28 @@ def test_the_rivals_settings_reach_the_rival(change: dict[str, float], tmp_path:
     )
     assert score(plain, "item_knn") != score(changed, "item_knn")
     assert score(plain, "lightgcn") == score(changed, "lightgcn")
+
+
+@pytest.mark.parametrize(("k", "share"), [(1, 2 / 7), (2, 3 / 7), (3, 4 / 7)])
+def test_coverage_by_hand(k: int, share: float, tmp_path: Path) -> None:
+    """Seven items; two likes of each reader train, the third validates, the fourth tests; ann has only met g.
+
+    In the train part a is liked three times, b twice, e once. What is left, most popular first, then by id (A first):
+
+             before validation    before test
+        ann  e A d (f)            e d f
+        bob  e A d (f g)          e A f (g)
+        cy   b A d (f g)          A d f (g)
+    """
+    reads = {"ann": "abAd", "bob": "abdA", "cy": "aebf"}
+    rows = [(user, item, hour, True) for user, items in reads.items() for hour, item in enumerate(items, start=1)]
+    seen = pl.DataFrame(
+        [*rows, ("ann", "g", 0, False)], schema=["user_id", "item_id", "timestamp_us", "liked"], orient="row"
+    ).sort("user_id", "item_id")
+    graph = build_graph_of(met_once(seen), tmp_path / "graph", split="per_user_time")
+    knows_nothing = tmp_path / "judged.safetensors"
+    save_file({"user_UD": torch.zeros(3, 1), "item_ID": torch.zeros(7, 1)}, knows_nothing)
+    fitted = Fitted(str(tmp_path), str(knows_nothing), "", "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
+    evaluation = evaluate_fit(graph, fitted, EvaluateConfig(k=k, resamples=100), block_bytes=BLOCK_BYTES)
+    assert score(evaluation, "popularity", "validation").coverage == pytest.approx(share)
+    assert score(evaluation, "popularity", "test").coverage == pytest.approx(share)

@@ -28,6 +28,7 @@ from tasks.errors import (
     InputUnstable,
     NothingLiked,
     ReaderFailed,
+    RunConfigError,
     SchemaDrift,
 )
 from tasks.ingest import opening
@@ -41,7 +42,7 @@ from tasks.ingest.inspection import (
     pinned_while_reading,
 )
 from tasks.ingest.interactions import digest, ensure_counts_add_up
-from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.opening import ensure_room, plan_run, read_pinned, write_pinned
 from tasks.store import LocalStore, open_store
 
 AS_OF = date(2026, 11, 23)
@@ -759,6 +760,9 @@ def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: 
     Path(run.inputs_path).unlink()
     with pytest.raises(InputUnstable, match="somebody emptied the work folder meanwhile"):
         read_pinned(run.inputs_path)
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(RunConfigError, match=r"cannot be written \(File exists\).*Set NIGHTGRAPH_WORK"):
+        write_pinned([], tmp_path / "a file" / "inputs.json")
     assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store)[0].num_bytes)
 
 

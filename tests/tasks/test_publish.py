@@ -53,7 +53,7 @@ def test_a_published_night_says_everything_about_itself(make_night, store_uri):
     assert sum(part["users"] for part in manifest["parts"]) == manifest["users"] == 6
     assert manifest["metrics"]["lightgcn_test_recall_at_20"] == published.metrics["lightgcn_test_recall_at_20"] == 0.3
     assert "lightgcn_test_ndcg_at_20" not in manifest["metrics"]  # NaN: a mean over nobody
-    assert manifest["model_sha256"] == "f" * 64
+    assert manifest["model_fingerprint"] == "f" * 64
     assert manifest["config"]["recommend"]["k"] == 20
     assert manifest["verdict"]["checks"][0]["gate"] == "popularity"
     assert (published.already, published.is_latest) == (False, True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from tasks.run import (
     fingerprint_of,
     finish_stage,
     hold_work_folder,
+    measured,
     pin_path,
     stage_costs,
     work_folder,
@@ -268,6 +270,59 @@ def test_pins_of_killed_nights_go_after_a_day(run: Run) -> None:
     os.utime(old, (two_days_ago, two_days_ago))
     with hold_work_folder(run):
         assert (fresh.exists(), old.exists()) == (True, False)
+
+
+def test_housekeeping_fails_no_night(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Old scratch that cannot be removed, and a work folder that somebody emptied meanwhile."""
+    _leave_unfinished(tmp_path, [date(2026, 11, day) for day in (17, 18, 19)], Stage())
+    with monkeypatch.context() as denied:
+        denied.setattr(shutil, "rmtree", _deny)
+        with hold_work_folder(run):
+            pass
+        Path(run.work_folder, "think-key").mkdir()
+        clear_work_folder(run)
+    assert "the scratch of the night of 2026-11-17 could not be removed" in caplog.text
+    assert "scratch of this night could not be removed" in caplog.text
+    shutil.rmtree(run.work_folder)
+    clear_work_folder(run)
+    with measured(run, "publish"):
+        pass
+    assert [cost.stage for cost in stage_costs(run)] == ["publish"]
+    shutil.rmtree(run.work_folder)
+    Path(run.work_folder).write_text("a file where the folder was")
+    with measured(run, "publish"):
+        pass
+    assert "what publish took could not be noted" in caplog.text
+
+
+def _deny(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EACCES, "denied")
+
+
+def test_two_processes_that_open_the_same_night_again_and_again_never_end_each_other(run: Run) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from tasks.errors import NightInProgress
+from tests.tasks.test_run import run_of, NIGHT, hold_work_folder
+for _ in range(400):
+    run = run_of(Path({str(Path(run.work_folder).parents[2])!r}), NIGHT)
+    Path(run.work_folder).mkdir(parents=True, exist_ok=True)
+    Path(run.inputs_path).with_suffix(".tmp").write_text("[]")
+    Path(run.inputs_path).with_suffix(".tmp").replace(run.inputs_path)
+    try:
+        with hold_work_folder(run):
+            pass
+    except NightInProgress:
+        pass
+"""
+    both = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
 
 
 def test_of_each_stage_only_the_newest_work_is_kept(run: Run, stage: Stage) -> None:
