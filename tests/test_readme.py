@@ -63,5 +63,17 @@ def test_the_measured_table_is_what_the_benchmark_wrote() -> None:
             assert f"{value:.1f} GiB" in table, name
 
 
+def test_the_benchmark_page_has_the_figures_of_its_run_and_no_placeholder() -> None:
+    page = (PROJECT_ROOT / "benchmarks/README.md").read_text()
+    written = json.loads((PROJECT_ROOT / "benchmarks/results/night.json").read_text())
+    assert written["commit"] in page
+    assert f"**{written['figures']['propagation_speedup_over_lgconv']:.0f}x**" in page
+    assert not re.search(r"\b(TODO|TBD|XXX|[A-Z]{4,}X)\b", page)
+    for night in written["nights"].values():
+        for score in night["scores"]:
+            if score["part"] == "test":
+                assert f"{score['recall']['mean']:.4f}".lstrip("0") in page, score["model"]
+
+
 if __name__ == "__main__":
     print("\n".join(settings_rows()))
