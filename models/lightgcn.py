@@ -38,8 +38,8 @@ def mean_of_layers(table_ND: Tensor, adjacency: Tensor, layers: int) -> Tensor:
     """A running sum: two tables live at a time, however many layers.
 
     torch_geometric's LGConv gives the same numbers (a test holds them to 1e-6 of each other). On its edge_index it is
-    30 to 110 times slower, since it normalises at each call and gathers edge by edge; on this very CSR, normalised once,
-    it is as fast (benchmarks/README.md, "Propagation"), and would keep activations for its backward.
+    30 to 110 times slower, since it normalises at each call and gathers edge by edge; on this very CSR, normalised
+    once, it is as fast (benchmarks/README.md, "Propagation"), and would keep activations for its backward.
     """
     total_ND, layer_ND = table_ND.clone(), table_ND
     for _ in range(layers):
