@@ -147,11 +147,12 @@ def test_a_report_that_cannot_be_made_or_shown_is_a_warning(
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("nobody answers")
 
-    for version, target in enumerate(("to_markdown", "create_markdown_artifact", "stage_costs", "write_audit"), 1):
+    for version, targets in enumerate((("stage_costs",), ("create_markdown_artifact", "write_audit")), 1):
         with monkeypatch.context() as broken:
-            broken.setattr(f"tasks.report.task.{target}", fail)
+            for target in targets:
+                broken.setattr(f"tasks.report.task.{target}", fail)
             assert nightly(QUICK, force=True).version == version
-        assert "could not be written: nobody answers" in caplog.text
+        assert caplog.text.count("could not be written: nobody answers") >= len(targets)
         caplog.clear()
 
 

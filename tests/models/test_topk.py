@@ -298,7 +298,7 @@ print((peak() - before) / block_bytes)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read where Linux keeps it")
-@pytest.mark.parametrize("case", ["in id order", "in another order", "tied", "filled", "item-kNN"])
+@pytest.mark.parametrize("case", ["in another order", "filled", "item-kNN"])
 def test_a_blocks_peak_memory_is_within_what_was_granted(case: str) -> None:
     finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURED_BLOCK, case],
