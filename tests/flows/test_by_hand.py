@@ -240,7 +240,7 @@ def test_ctrl_c_ends_a_night_within_seconds_with_all_its_processes(place: Place,
         os.killpg(night.pid, signal.SIGINT)  # as a terminal does: everybody in the foreground gets it
         text, _ = night.communicate(timeout=10)
         assert night.returncode == 130, text
-        assert "interrupted; the nothing is half published" in text
+        assert "interrupted; nothing is half published" in text
         assert gone(place.processes)
     assert "Traceback" not in text
     assert (store_of_films(place) / "_meta/LATEST.json").read_bytes() == live
