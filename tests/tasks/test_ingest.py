@@ -265,7 +265,7 @@ LEGAL_IDS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, 
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(users=st.sets(LEGAL_IDS, min_size=2, max_size=20), item=LEGAL_IDS)
 def test_every_legal_id_comes_out_as_it_came_sorted_by_its_bytes(
     users: set[str], item: str, tmp_path_factory: pytest.TempPathFactory
@@ -444,7 +444,7 @@ def test_a_footer_that_claims_more_rows_than_its_file_can_hold_is_refused(store:
         inspect_files(store, pin_inputs(store), 4.0)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=40))
 def test_a_mutated_file_ends_in_a_named_error_or_in_counts_that_add_up(
     place: float, junk: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -305,7 +305,7 @@ import sys
 from pathlib import Path
 from tasks.errors import NightInProgress
 from tests.tasks.test_run import run_of, NIGHT, hold_work_folder
-for _ in range(400):
+for _ in range(150):
     run = run_of(Path({str(Path(run.work_folder).parents[2])!r}), NIGHT)
     Path(run.work_folder).mkdir(parents=True, exist_ok=True)
     Path(run.inputs_path).with_suffix(".tmp").write_text("[]")
