@@ -67,7 +67,7 @@ class BatchSampler:
         """(M,) item rows and -log of each one's expected count. A small catalogue is taken whole: no sampling noise.
 
         A like of the batch can be among them, and then stands twice below the fraction of its softmax: as itself, and
-        as a negative of its own. Leaving the user's likes out was not better on validation (benchmarks/README.md).
+        as a negative of its own.
         """
         if len(self.candidates) <= self.num_negatives:
             return self.candidates, np.zeros(len(self.candidates), dtype=np.float32)

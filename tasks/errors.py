@@ -147,5 +147,10 @@ class DiskFull(NightError):
 
 def is_worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
     """For Prefect's retry_condition_fn: how often and after how long is the deployment's, whether is the error's."""
-    error = getattr(state.data, "result", state.data)  # Prefect may have wrapped it
+    error = error_of(state)
     return isinstance(error, NightError) and error.worth_a_retry
+
+
+def error_of(state: Any) -> object:
+    """What a failed task raised, from Prefect's state of it, which may have wrapped it."""
+    return getattr(state.data, "result", state.data)

@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 
 from tasks.config import NightlyConfig
 from tasks.contracts import Interactions, Run
-from tasks.errors import InputUnstable, is_worth_a_retry
+from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart
 from tasks.ingest.inspection import pinned_while_reading
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
@@ -57,8 +57,7 @@ def _scheduled_on() -> date | None:
 
 def _is_worth_reading_again(task: Any, task_run: Any, state: Any) -> bool:
     """A pinned file that changed will not change back: only a night that is opened anew can read what is there now."""
-    changed = isinstance(getattr(state.data, "result", state.data), InputUnstable)
-    return is_worth_a_retry(task, task_run, state) and not changed
+    return is_worth_a_retry(task, task_run, state) and not isinstance(error_of(state), InputUnstable)
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=_is_worth_reading_again)
