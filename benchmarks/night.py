@@ -4,8 +4,7 @@
 
 DATA holds movielens-100k/ratings.parquet and movielens-small/ratings.parquet (user_id, item_id, rating, timestamp in
 seconds). Each night is `make nightly FORCE=1`: a process of its own with Prefect's embedded server. The first of a
-data set and split warms the disk and is not counted; the median of the others is. Also times one propagation beside
-torch_geometric's on the same graph. Prints the tables and writes benchmarks/results/night.json.
+data set and split warms the disk and is not counted; the median of the others is. Prints the tables and writes benchmarks/results/night.json.
 """
 
 import argparse
@@ -17,16 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DATA_SETS = {"ml100k": "movielens-100k", "mlsmall": "movielens-small"}
 SPLITS = ("per_user_time", "global_time")
-MODELS = {"lightgcn": "LightGCN", "popularity": "popularity", "item_knn": "item-kNN"}
+MODELS = {
+    "lightgcn": "LightGCN",
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "ease": "EASE",
+    "graph_filter": "graph filter",
+}
 
 
 def main() -> None:
@@ -40,17 +42,11 @@ def main() -> None:
             for name, folder in DATA_SETS.items()
             for split in SPLITS
         }
-    propagation = time_propagation(Path(options.data) / DATA_SETS["ml100k"] / "ratings.parquet")
     report = {
         "machine": machine(),
         "commit": commit(),
-        "figures": figures(results)
-        | {
-            "propagation_speedup_over_lgconv": propagation["lgconv"] / propagation["ours"],
-            "propagation_speedup_over_lgconv_on_csr": propagation["lgconv_csr"] / propagation["ours"],
-        },
+        "figures": figures(results),
         "nights": results,
-        "propagation_ms": {name: 1000 * seconds for name, seconds in propagation.items()},
     }
     path = PROJECT_ROOT / "benchmarks" / "results" / "night.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -115,58 +111,6 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         flat[f"{name}_popularity_recall_at_20"] = recall["popularity"]
         flat[f"{name}_itemknn_recall_at_20"] = recall["item_knn"]
     return flat
-
-
-def time_propagation(ratings: Path, width: int = 64, layers: int = 3, repeats: int = 20) -> dict[str, float]:
-    """Seconds of one mean of layers over the ML-100K likes: ours, and torch_geometric's LGConv.
-
-    LGConv twice: as it comes, on an edge_index that it normalises at each call; and at its best, on a CSR tensor that
-    was normalised before.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import numpy as np
-        import torch
-        from torch_geometric.nn import LGConv
-
-        from models.graph import interactions_by_user, normalised_adjacency
-        from models.lightgcn import adjacency_tensor, mean_of_layers
-
-    likes = pl.read_parquet(ratings).filter(pl.col("rating") >= 4).unique(["user_id", "item_id"])
-    user, item = (likes[name].rank("dense").cast(pl.Int64).to_numpy() - 1 for name in ("user_id", "item_id"))
-    num_users, num_items = int(user.max()) + 1, int(item.max()) + 1
-    adjacency = adjacency_tensor(normalised_adjacency(interactions_by_user(user, item, num_users), num_items))
-    edges = torch.from_numpy(
-        np.concatenate([np.stack([user, item + num_users]), np.stack([item + num_users, user])], 1)
-    )
-    table = torch.randn(num_users + num_items, width, generator=torch.Generator().manual_seed(0))
-
-    def reference(convolution: Any, graph: "torch.Tensor") -> "torch.Tensor":
-        total, layer = table.clone(), table
-        for _ in range(layers):
-            layer = convolution(layer, graph)
-            total += layer
-        return total / (layers + 1)
-
-    as_it_comes, normalised = LGConv(), LGConv(normalize=False)
-    ours = mean_of_layers(table, adjacency, layers)
-    for theirs in (reference(as_it_comes, edges), reference(normalised, adjacency)):
-        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
-
-    def best_of(run: Any) -> float:
-        run()
-        times = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    return {
-        "ours": best_of(lambda: mean_of_layers(table, adjacency, layers)),
-        "lgconv": best_of(lambda: reference(as_it_comes, edges)),
-        "lgconv_csr": best_of(lambda: reference(normalised, adjacency)),
-    }
 
 
 def print_tables(results: dict[str, Any], report: dict[str, Any]) -> None:

@@ -1,20 +1,59 @@
 """LightGCN (He, Deng, Wang, Li, Zhang, Wang: "LightGCN", SIGIR 2020): embeddings averaged over graph propagation.
 
-The file knows one device and no ranks; models/distributed.py wraps the module.
+The file knows no ranks: how the table and the graph are laid out on them is in models/distributed.py, which hands in
+the product with the adjacency and the rows that a step needs.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.clock import Clock
 from models.graph import Adjacency
-from models.losses import sampled_softmax_loss
-from models.sampling import Batch
+from models.losses import bpr_loss, sampled_softmax_loss
+from models.sampling import Share, Shares, Triplets
+from models.sparse import sparse_times_dense
+
+COLUMNS_AT_ONCE = 32  # each column propagates alone; so few of them keep the gathered rows in the cache
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sparse matrix on a device, in CSR: int32 pointers and columns, float32 values."""
+
+    indptr: Tensor
+    indices: Tensor
+    values: Tensor
+
+    @staticmethod
+    def of(adjacency: Adjacency, device: torch.device | str = "cpu", rows: slice = slice(None)) -> "Matrix":
+        """The stored arrays, or some neighbouring rows of them."""
+        start, stop, _ = rows.indices(adjacency.num_nodes)
+        indptr = np.array(adjacency.indptr[start : stop + 1])
+        entries = slice(indptr[0], indptr[-1])
+        arrays = (indptr - indptr[0], np.array(adjacency.indices[entries]), np.array(adjacency.values[entries]))
+        return Matrix(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def __matmul__(self, dense: Tensor) -> Tensor:
+        return sparse_times_dense(self.indptr, self.indices, self.values, dense)
+
+
+class Layout(Protocol):
+    """Which part of the table is here, and how a step gets at the rest (models/distributed.py)."""
+
+    def multiply(self, own: Tensor) -> Tensor:
+        """This part of the adjacency's product with the whole of what `own` is a part of."""
+
+    def collect(self, own: Tensor, shares: Shares, clock: Clock) -> Tensor:
+        """The rows that this rank's share needs, at full width; differentiable."""
+
+    def own_share(self, shares: Shares) -> Share | Triplets: ...
 
 
 class _MeanOfLayers(torch.autograd.Function):
@@ -25,102 +64,140 @@ class _MeanOfLayers(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table_ND: Tensor, adjacency: Tensor, layers: int) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.adjacency, ctx.layers = adjacency, layers
-        return mean_of_layers(table_ND, adjacency, layers)
+    def forward(ctx, table, multiply, layers, clock):  # type: ignore[no-untyped-def]
+        ctx.multiply, ctx.layers, ctx.clock = multiply, layers, clock
+        with clock.part("propagate"):
+            return mean_of_layers(table, multiply, layers)
 
     @staticmethod
-    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        return mean_of_layers(grad_ND.contiguous(), ctx.adjacency, ctx.layers), None, None
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        with ctx.clock.part("backward"):
+            return mean_of_layers(grad, ctx.multiply, ctx.layers), None, None, None
 
 
-def mean_of_layers(table_ND: Tensor, adjacency: Tensor, layers: int) -> Tensor:
-    """A running sum: two tables live at a time, however many layers.
+def mean_of_layers(table: Tensor, multiply: Callable[[Tensor], Tensor], layers: int) -> Tensor:
+    """A running sum, some columns at a time: beside table and answer live two strips, however many layers there are.
 
-    torch_geometric's LGConv gives the same numbers (a test holds them to 1e-6 of each other). On its edge_index it is
-    30 to 110 times slower, since it normalises at each call and gathers edge by edge; on this very CSR, normalised
-    once, it is as fast (benchmarks/README.md, "Propagation"), and would keep activations for its backward.
+    torch_geometric's LGConv gives the same numbers (a test holds them to 1e-6 of each other); benchmarks/README.md,
+    "Propagation", has what the strips, the format and the missing activations are worth.
     """
-    total_ND, layer_ND = table_ND.clone(), table_ND
-    for _ in range(layers):
-        layer_ND = adjacency @ layer_ND
-        total_ND += layer_ND
-    return total_ND.div_(layers + 1)
-
-
-def adjacency_tensor(adjacency: Adjacency, device: torch.device | str = "cpu") -> Tensor:
-    """The stored arrays as a torch CSR matrix, (N, N)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(beta state|not writable|is not supported).*")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(np.array(adjacency.indptr)),
-            torch.from_numpy(np.array(adjacency.indices)),
-            torch.from_numpy(np.array(adjacency.values)),
-            size=(adjacency.num_nodes, adjacency.num_nodes),
-            check_invariants=False,
-        ).to(device)
+    mean = torch.empty_like(table)
+    for start in range(0, table.shape[1], COLUMNS_AT_ONCE):
+        columns = slice(start, start + COLUMNS_AT_ONCE)
+        layer = table[:, columns].contiguous()
+        total = layer.clone()
+        for _ in range(layers):
+            layer = multiply(layer)
+            total += layer
+        mean[:, columns] = total.div_(layers + 1)
+    return mean
 
 
 class LightGCN(nn.Module):
-    """One table of node embeddings, and the graph they are averaged over.
+    """One table of node embeddings, and the graph they are averaged over; this rank's part of both.
 
-    The score of user u and item i is cosine(u, i) / temperature + bias of i, of the propagated embeddings.
+    With the sampled softmax the score of user u and item i is cosine(u, i) / temperature + bias of i, of the
+    propagated embeddings; with BPR, as in the paper, it is their inner product.
     """
 
     def __init__(
         self,
-        table_ND: Tensor,
-        adjacency: Tensor,
+        own: Tensor,
+        layout: Layout,
         item_bias_I: Tensor,
         *,
         num_users: int,
         layers: int,
+        loss: str,
         temperature: float,
+        decay: float = 0.0,
+        low_precision: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        self.table = nn.Parameter(table_ND)
+        self.table = nn.Parameter(own)
         # Not buffers: DistributedDataParallel would broadcast them at every step, and cannot hold sparse ones.
-        self.adjacency = adjacency
+        self.layout = layout
         self.item_bias_I = item_bias_I
         self.num_users = num_users
         self.layers = layers
+        self.loss = loss
         self.temperature = temperature
+        self.decay = decay
+        self.low_precision = low_precision
+        self.clock = clock or Clock()
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The batch's share of the loss. All of it happens in here: gradients are exchanged only through forward."""
-        user_UD, item_ID = self._unit_embeddings(_MeanOfLayers.apply(self.table, self.adjacency, self.layers))
-        return batch.weight * sampled_softmax_loss(
-            user_UD[batch.users] / self.temperature, item_ID, self.item_bias_I, batch
-        )
+    def forward(self, shares: Shares) -> Tensor:
+        """This rank's part of the step's loss. All of it happens in here: DDP's gradients meet only through forward."""
+        propagated = _MeanOfLayers.apply(self.table, self._multiply, self.layers, self.clock)
+        row_WD = self.layout.collect(propagated, shares, self.clock)
+        share = self.layout.own_share(shares)
+        if isinstance(share, Triplets):
+            start_WD = self.layout.collect(self.table, shares, self.clock)
+            with self.clock.part("score"):
+                return bpr_loss(row_WD, start_WD, share, decay=self.decay)
+        with self.clock.part("score"):
+            return sampled_softmax_loss(
+                row_WD, self.item_bias_I, share, temperature=self.temperature, low_precision=self.low_precision
+            )
+
+    def _multiply(self, own: Tensor) -> Tensor:
+        if self.low_precision:
+            return self.layout.multiply(own.bfloat16()).float()
+        return self.layout.multiply(own)
 
     @torch.no_grad()
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """(U, D + 1) and (I, D + 1), made so that their inner product is the score: the bias is one more column."""
-        user_UD, item_ID = self._unit_embeddings(mean_of_layers(self.table.detach(), self.adjacency, self.layers))
-        ones_U1 = user_UD.new_ones(len(user_UD), 1)
-        return (
-            torch.cat([user_UD / self.temperature, ones_U1], dim=1),
-            torch.cat([item_ID, self.item_bias_I[:, None]], dim=1),
-        )
+    def propagated(self) -> Tensor:
+        """This rank's part of the propagated table."""
+        return mean_of_layers(self.table.detach(), self._multiply, self.layers)
 
-    def _unit_embeddings(self, propagated_ND: Tensor) -> tuple[Tensor, Tensor]:
-        unit_ND = F.normalize(propagated_ND, dim=1)
-        return unit_ND[: self.num_users], unit_ND[self.num_users :]
+    def tables(self, propagated_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(U, D + 1) and (I, D + 1), made so that their inner product is the score: the bias is one more column.
+
+        The one place where the bias enters what is scored, listed, explained and handed out.
+        """
+        user_UD, item_ID = propagated_ND[: self.num_users], propagated_ND[self.num_users :]
+        bias_I1 = self.item_bias_I[:, None].to(item_ID)
+        if self.loss == "softmax":
+            user_UD, item_ID = F.normalize(user_UD, dim=1) / self.temperature, F.normalize(item_ID, dim=1)
+        return (
+            torch.cat([user_UD, user_UD.new_ones(len(user_UD), 1)], dim=1),
+            torch.cat([item_ID, bias_I1], dim=1),
+        )
 
 
 def spectral_start(
-    adjacency: Tensor, num_users: int, width: int, seed: int, after_each: Callable[[], None] = lambda: None
+    adjacency: Matrix, num_users: int, width: int, seed: int, after_each: Callable[[], None] = lambda: None
 ) -> Tensor:
     """The first `width` singular vectors of the normalised user-item matrix, (N, D), root mean square 0.1.
 
-    Randomised range finder with power iterations (Halko, Martinsson, Tropp 2011). Training starts where a linear
-    model would end, which saves most of the passes. Columns beyond the matrix's rank are drawn at random.
+    Training starts where a linear model would end, which saves most of the passes. Columns beyond the matrix's rank
+    are drawn at random.
     """
-    num_nodes = adjacency.shape[0]
-    num_items = num_nodes - num_users
+    left_UC, singular_C, right_IC = leading_singular_vectors(adjacency, num_users, width, seed, after_each)
+    kept, root_C = len(singular_C), singular_C.sqrt()
+    table_ND = torch.cat([left_UC * root_C, right_IC * root_C])
+    with one_thread():
+        mean_square = table_ND.square().mean()
+    table_ND *= 0.1 / mean_square.sqrt().clamp(min=1e-12)
+    generator = torch.Generator().manual_seed(seed + 1)
+    noise_ND = 0.01 * torch.randn(len(table_ND), width, generator=generator).to(table_ND.device)
+    noise_ND[:, :kept] += table_ND
+    return noise_ND
+
+
+def leading_singular_vectors(
+    adjacency: Matrix, num_users: int, width: int, seed: int, after_each: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, C), (C,), (I, C) of D_U^-1/2 R D_I^-1/2, largest first; C is `width` or all that there are.
+
+    Randomised range finder with three power iterations and 16 columns more than asked for (Halko, Martinsson, Tropp
+    2011). The same bits whatever the number of threads.
+    """
+    num_items = len(adjacency.indptr) - 1 - num_users
     columns = min(width + 16, num_users, num_items)
     generator = torch.Generator().manual_seed(seed)
-    random_IC = torch.randn(num_items, columns, generator=generator).to(adjacency.device)
+    random_IC = torch.randn(num_items, columns, generator=generator).to(adjacency.values.device)
 
     def to_users(item_IC: Tensor) -> Tensor:
         zeros_UC = item_IC.new_zeros(num_users, item_IC.shape[1])
@@ -149,14 +226,7 @@ def spectral_start(
         right_IC, singular_C, left_CC = torch.linalg.svd(projected_IC, full_matrices=False)
     after_each()
     kept = min(width, columns)
-    root_C = singular_C[:kept].sqrt()
-    table_ND = torch.cat([(basis_UC @ left_CC.T)[:, :kept] * root_C, right_IC[:, :kept] * root_C])
-    with one_thread():
-        mean_square = table_ND.square().mean()
-    table_ND *= 0.1 / mean_square.sqrt().clamp(min=1e-12)
-    noise_ND = 0.01 * torch.randn(num_nodes, width, generator=generator).to(adjacency.device)
-    noise_ND[:, :kept] += table_ND
-    return noise_ND
+    return (basis_UC @ left_CC.T)[:, :kept], singular_C[:kept], right_IC[:, :kept]
 
 
 @contextmanager

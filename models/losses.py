@@ -1,21 +1,98 @@
-"""What a step tries to make small."""
+"""What a step tries to make small. Each takes the propagated rows that its share of the batch needs."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sampling import Batch
+from models.sampling import Share, Triplets
+from models.sparse import inner_products, sparse_times_dense
+
+USERS_AT_ONCE = 512  # their scores of 2,048 negatives fill the second-level cache, and no more
 
 
-def sampled_softmax_loss(user_BD: Tensor, item_ID: Tensor, bias_I: Tensor, batch: Batch) -> Tensor:
-    """Sum over the batch's likes of -log softmax(like against the shared negatives), Jean et al. 2015.
+def bpr_loss(row_WD: Tensor, start_WD: Tensor, share: Triplets, *, decay: float) -> Tensor:
+    """The share's part of the mean over the step of -log sigmoid(score of the liked item - score of the other).
 
-    Scores are inner products plus the item's bias. Each negative's score is corrected by how often it is drawn
-    (logQ, Bengio and Senecal 2008). The sum over negatives is taken once a user, not once a like.
+    Rendle et al. 2009; He et al. 2020, eq. 14: scores are inner products of the propagated rows, and `decay` pulls
+    the table's own rows `start_WD` towards zero, as the authors' code does (half the squared norms, a triplet).
     """
-    negative_score_BM = user_BD @ item_ID[batch.negatives].T
-    negative_score_BM = negative_score_BM + (bias_I[batch.negatives] + batch.negative_log_weight)
-    against_B = torch.logsumexp(negative_score_BM, dim=1)
-    liked_score_E = (user_BD[batch.liked_position] * item_ID[batch.liked_item]).sum(dim=1) + bias_I[batch.liked_item]
-    # log(exp(liked) + exp(against)) - liked = softplus(against - liked), without overflow
-    return F.softplus(against_B[batch.liked_position] - liked_score_E).sum()
+    user_BD, liked_BD, other_BD = (row_WD[place] for place in (share.user, share.liked, share.other))
+    margin_B = (user_BD * (liked_BD - other_BD)).sum(dim=1)
+    squares = sum(start_WD[place].square().sum() for place in (share.user, share.liked, share.other))
+    # softplus(-x) = -log sigmoid(x), without overflow
+    return (F.softplus(-margin_B).sum() + decay * squares / 2) / share.num_likes_of_step
+
+
+def sampled_softmax_loss(
+    row_WD: Tensor, bias_I: Tensor, share: Share, *, temperature: float, low_precision: bool = False
+) -> Tensor:
+    """The share's part of the mean over the step's likes of -log softmax(like against the shared negatives).
+
+    Jean et al. 2015, with scores cosine / temperature + the item's bias. Each negative is corrected by how often it
+    is drawn (logQ, Bengio and Senecal 2008); a negative that the user likes is left out of the user's sum. The sum
+    over negatives is taken once a user, not once a like.
+
+    Gradients are written down, not recorded: the loss of a like is softplus(against - score), hence all of them
+    follow from the like's sigmoid(against - score) and the user's softmax over the negatives, which a block of users
+    has at hand while its scores are in the cache. `low_precision` forms the scores and their gradients in bfloat16.
+    """
+    return _SampledSoftmax.apply(row_WD, bias_I, share, temperature, low_precision)
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, row_WD, bias_I, share, temperature, low_precision):  # type: ignore[no-untyped-def]
+        norm_W1 = torch.linalg.vector_norm(row_WD, dim=1, keepdim=True).clamp_min_(1e-12)
+        unit_WD = row_WD / norm_W1
+        loss, grad_WD = _loss_and_gradient(unit_WD, bias_I[share.items], share, temperature, low_precision)
+        # Through the normalisation: what points along the row changes nothing.
+        grad_WD -= unit_WD * (grad_WD * unit_WD).sum(dim=1, keepdim=True)
+        ctx.save_for_backward(grad_WD.div_(norm_W1))
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
+        (grad_WD,) = ctx.saved_tensors
+        return grad_WD * grad_loss, None, None, None, None
+
+
+def _loss_and_gradient(
+    unit_WD: Tensor, bias_W: Tensor, share: Share, temperature: float, low_precision: bool
+) -> tuple[Tensor, Tensor]:
+    user_BD, item_WD = unit_WD[: share.num_users] / temperature, unit_WD[share.num_users :]
+    negative_MD = item_WD[share.negatives]
+    negative_bias_M = bias_W[share.negatives] + share.negative_log_weight
+    places = share.liked_item.long()
+    liked_score_E = inner_products(share.liked_indptr, share.liked_item, user_BD, item_WD) + bias_W[places]
+    pull_E = torch.empty_like(liked_score_E)  # d loss / d (against - score) of each like
+    grad_user_BD, grad_negative_MD = torch.empty_like(user_BD), torch.zeros_like(negative_MD)
+    loss = unit_WD.new_zeros((), dtype=torch.float64)
+    factor_MD = negative_MD.bfloat16() if low_precision else negative_MD
+    cuts = [*share.liked_indptr[::USERS_AT_ONCE].tolist(), len(places)]
+    met = torch.searchsorted(share.collision_user, torch.arange(0, share.num_users, USERS_AT_ONCE).to(places)).tolist()
+    met.append(len(share.collision_user))
+    for block, start in enumerate(range(0, share.num_users, USERS_AT_ONCE)):
+        users = slice(start, min(start + USERS_AT_ONCE, share.num_users))
+        likes, collisions = slice(cuts[block], cuts[block + 1]), slice(met[block], met[block + 1])
+        factor_bD = user_BD[users].to(factor_MD.dtype)
+        score_bM = (factor_bD @ factor_MD.T).float() + negative_bias_M
+        score_bM[share.collision_user[collisions] - start, share.collision_negative[collisions]] = -torch.inf
+        highest_b1 = score_bM.max(dim=1, keepdim=True).values.clamp_min_(-1e30)  # finite where a user likes them all
+        weight_bM = score_bM.sub_(highest_b1).exp_()
+        total_b1 = weight_bM.sum(dim=1, keepdim=True)
+        against_b = (highest_b1 + total_b1.log()).flatten()
+        counts_b = share.liked_indptr[users.start + 1 : users.stop + 1] - share.liked_indptr[users]
+        owner_e = torch.repeat_interleave(torch.arange(users.stop - start, device=places.device), counts_b)
+        # log(exp(score) + exp(against)) - score = softplus(against - score), without overflow
+        difference_e = against_b[owner_e] - liked_score_E[likes]
+        loss += F.softplus(difference_e).double().sum()
+        pull_E[likes] = torch.sigmoid(difference_e) / share.num_likes_of_step
+        pull_b = torch.zeros_like(against_b).index_add_(0, owner_e, pull_E[likes])
+        push_bM = weight_bM.mul_(pull_b[:, None] / total_b1.clamp_min(1e-30)).to(factor_MD.dtype)
+        grad_user_BD[users] = (push_bM @ factor_MD).float()
+        grad_negative_MD += (push_bM.T @ factor_bD).float()
+    grad_user_BD -= sparse_times_dense(share.liked_indptr, share.liked_item, pull_E, item_WD)
+    pull_by_item_E = pull_E[share.by_item_like.long()]
+    grad_item_WD = sparse_times_dense(share.by_item_indptr, share.by_item_user, pull_by_item_E, user_BD).neg_()
+    grad_item_WD[share.negatives] += grad_negative_MD
+    return (loss / share.num_likes_of_step).float(), torch.cat([grad_user_BD / temperature, grad_item_WD])

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from models.graph import Csr
+from models.graph import Csr, normalised_adjacency
+from models.lightgcn import Matrix, leading_singular_vectors
 from models.topk import PARTS, Scorer
 
 BYTES_PER_PAIR = 80  # of two items with a user in common, while the nearest are sorted out
@@ -58,6 +59,58 @@ def item_knn_scorer(
             part = matrix_UI[users[start : start + some]] @ to_neighbours_II
             row = np.repeat(np.arange(start, start + part.shape[0]), np.diff(part.indptr))
             score_BI.numpy()[row, part.indices] = part.data
+        return score_BI
+
+    return score
+
+
+def ease_scorer(liked: Csr, num_items: int, *, regularisation: float) -> Scorer:
+    """EASE (Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"): a linear model of items by items.
+
+    B = I - P / diag(P) with P = (R^T R + regularisation)^-1, so its diagonal is zero; a user's scores are R_u B.
+    Memory: 8 bytes x I^2 twice while it is fitted, 4 bytes x I^2 after; time grows with I^3. For small catalogues.
+    """
+    matrix_UI = _matrix(liked, num_items)
+    gram_II = torch.from_numpy((matrix_UI.T @ matrix_UI).toarray().astype(np.float64))
+    gram_II.diagonal().add_(regularisation)
+    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(gram_II))
+    inverse_II.div_(-inverse_II.diagonal().clone())
+    inverse_II.fill_diagonal_(0.0)
+    weight_II = inverse_II.float().numpy()
+
+    def score(users: npt.NDArray[np.int64]) -> Tensor:
+        score_BI = torch.from_numpy(matrix_UI[users] @ weight_II)
+        score_BI[torch.from_numpy(liked.counts()[users] == 0)] = -torch.inf  # no history, no opinion
+        return score_BI
+
+    return score
+
+
+def graph_filter_scorer(liked: Csr, num_items: int, *, width: int, low_pass: float, seed: int = 0) -> Scorer:
+    """GF-CF (Shen et al. 2021, "How Powerful is Graph Convolution for Recommendation?"): a filter, no training.
+
+    With R' = D_U^-1/2 R D_I^-1/2, a user's scores are R_u (R'^T R' + low_pass D_I^-1/2 V V^T D_I^1/2): what items
+    near the user's say, and the user's likes seen through the graph's `width` smoothest directions V. Memory: the
+    likes three times, I x width; for some users at a time their nearness to all users.
+    """
+    matrix_UI = _matrix(liked, num_items)
+    root_I = np.sqrt(np.maximum(popularity(liked, num_items), 1.0)).astype(np.float32)
+    root_U = np.sqrt(np.maximum(liked.counts(), 1)).astype(np.float32)
+    normal_UI = (sp.diags(1.0 / root_U) @ matrix_UI @ sp.diags(1.0 / root_I)).tocsr().astype(np.float32)
+    to_users_IU = normal_UI.T.tocsr()
+    adjacency = Matrix.of(normalised_adjacency(liked, num_items))
+    smooth_IC = leading_singular_vectors(adjacency, liked.num_rows, width, seed)[2].numpy()
+    into_IC, out_of_IC = smooth_IC / root_I[:, None], smooth_IC * root_I[:, None]
+
+    def score(users: npt.NDArray[np.int64]) -> Tensor:
+        score_BI = torch.empty(len(users), num_items)
+        some = max(1, len(users) // PARTS)
+        for start in range(0, len(users), some):
+            likes_bI = matrix_UI[users[start : start + some]]
+            near_bI = (likes_bI @ to_users_IU) @ normal_UI
+            smooth_bI = low_pass * ((likes_bI @ into_IC) @ out_of_IC.T)
+            score_BI.numpy()[start : start + some] = near_bI.toarray() + smooth_bI
+        score_BI[torch.from_numpy(liked.counts()[users] == 0)] = -torch.inf  # no history, no opinion
         return score_BI
 
     return score

@@ -1,39 +1,44 @@
 """Train LightGCN twice: one fit to judge, one fit to serve. `python -m models.train spec.json`, alone or by torchrun.
 
-Reads the arrays that the spec names, writes beside the spec: progress.json and heartbeat-<rank> while it runs,
-judged.safetensors, served.safetensors and, last, result.json. Knows files and ranks, nothing else.
+Reads the arrays that the spec names, writes beside the spec: progress.json, heartbeat-<rank> and checkpoints while it
+runs, judged.safetensors, served.safetensors and, last, result.json; or failure.json, which names why it ended. Knows
+files and ranks, nothing else.
 
 The served fit sees everything, so nothing can be measured on it: it takes the number of epochs that the judged fit
-found on validation. A loss that is no number ends the process with a failure.json.
+found on validation.
 """
 
 import json
 import os
+import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from models.distributed import Ranks, join_ranks, unwrap
-from models.graph import load_adjacency, load_csr
-from models.lightgcn import LightGCN, adjacency_tensor, spectral_start
-from models.metrics import hits, recall
+from models.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from models.clock import Clock
+from models.distributed import Layout, Ranks, Shares, join_ranks
+from models.graph import Csr, load_adjacency, load_csr
+from models.identity import identity_of
+from models.lightgcn import LightGCN, Matrix, spectral_start
 from models.processes import die_with_parent
+from models.progress import Epoch, Failure, Progress, write_json
 from models.rivals import popularity
-from models.sampling import BatchSampler
-from models.topk import InnerProduct, top_k
-
-VALIDATION_USERS_AT_MOST = 20_000  # a seeded sample beyond; the epoch choice needs no more, the evaluation takes all
+from models.sampling import TripletSampler, UserSampler
+from models.validation import Validation
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What the ranks are told. Folder names are absolute."""
+    """What the ranks are told. Folder names are absolute; tasks/config.py says what the settings mean."""
 
     graph_folder: str
     output_folder: str
@@ -41,7 +46,10 @@ class Spec:
     num_items: int
     device: str
     threads: int
+    split: str
+    precision: str
     k: int
+    loss: str
     width: int
     layers: int
     temperature: float
@@ -55,14 +63,12 @@ class Spec:
     weight_decay: float
     seed: int
     timeout_s: int
+    checkpoint_s: float
 
-
-@dataclass(frozen=True)
-class Epoch:
-    epoch: int
-    loss: float
-    validation_recall: float | None
-    seconds: float
+    def settings(self) -> dict[str, object]:
+        """What decides the numbers, beside graph, code and ranks."""
+        surroundings = ("graph_folder", "output_folder", "timeout_s", "checkpoint_s")
+        return {name: value for name, value in vars(self).items() if name not in surroundings}
 
 
 @dataclass(frozen=True)
@@ -70,150 +76,189 @@ class Fit:
     epochs: int
     curve: list[Epoch]
     seconds: float
-    peak_bytes: int
+    seconds_by_part: dict[str, float]  # of this process: what a checkpoint brought along is not in it
+    collision_rate: float
+    resumed_at: int  # epochs that a checkpoint brought along
 
 
-def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: "Validation | None") -> Fit:
-    """One fit from its start to `<which>.safetensors`.
+def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Validation | None, identity: str) -> Fit:
+    """One fit from its start, or from its newest checkpoint, to `<which>.safetensors`.
 
     With a validation it stops when recall has not risen for `patience` looks, and keeps the best look's embeddings.
     The learning rate falls to zero over `max_epochs` either way, so that a fit of as many epochs takes the same path.
     """
-    started = time.perf_counter()
     beat(spec, ranks)
-    part = "train" if which == "judged" else "all"
-    liked = load_csr(spec.graph_folder, f"liked_{part}")
-    adjacency = adjacency_tensor(load_adjacency(spec.graph_folder, f"adjacency_{part}"), ranks.device)
+    clock = Clock(ranks.device)
+    with clock.part("start"):
+        liked = load_csr(spec.graph_folder, "liked_train" if which == "judged" else "liked_all")
+        training = begin(spec, ranks, which, liked, clock)
+        progress = training.resume(identity)
+    sampler = sampler_of(spec, liked, ranks.device)
+    total_steps = spec.max_epochs * sampler.num_steps
+    while progress.epoch < epochs and not progress.has_stopped_rising(spec.patience * spec.validate_every):
+        epoch = progress.epoch + 1
+        loss_of_epoch = torch.zeros(1, dtype=torch.float64)
+        for step, shares in enumerate(clock.each("sample", sampler.epoch(epoch, ranks.world))):
+            done = (progress.epoch * sampler.num_steps + step) / total_steps
+            loss_of_epoch += training.step(shares, learning_rate=spec.learning_rate * (1.0 - done), at=(epoch, step))
+            progress.count_collisions(shares)
+            beat(spec, ranks)
+        recall = None
+        if validation is not None and (epoch % spec.validate_every == 0 or epoch == epochs):
+            with clock.part("evaluate"):
+                tables = training.tables()
+                recall = validation.recall(tables, ranks, lambda: beat(spec, ranks))
+            if progress.is_best(recall):
+                save_tables(spec, ranks, tables, which)
+        progress.add(float(ranks.total(loss_of_epoch.to(ranks.device))) / sampler.num_steps, recall)
+        with clock.part("checkpoint"):
+            if ranks.is_first:
+                progress.tell(Path(spec.output_folder), epochs)
+            training.save_if_due(progress, identity)
+            beat(spec, ranks)
+    if validation is None:
+        save_tables(spec, ranks, training.tables(), which)
+    return Fit(
+        epochs=epochs if validation is None else progress.best_epoch,
+        curve=progress.curve,
+        seconds=progress.seconds,
+        seconds_by_part={part: round(seconds, 4) for part, seconds in clock.seconds.items()},
+        collision_rate=progress.collision_rate,
+        resumed_at=progress.resumed_at,
+    )
+
+
+def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Training":
+    """Graph, start and optimiser of one fit."""
+    adjacency = load_adjacency(spec.graph_folder, "adjacency_train" if which == "judged" else "adjacency_all")
+    layout = ranks.lay_out(spec.split, adjacency, spec.width)
     beat(spec, ranks)  # each part of a large graph's start takes as long as many steps
+    start_ND = None
+    if ranks.is_first:
+        start_ND = spectral_start(
+            Matrix.of(adjacency), spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)
+        )
+    start_ND = ranks.from_first(start_ND, (adjacency.num_nodes, spec.width))
+    beat(spec, ranks)
     popularity_I = popularity(liked, spec.num_items)
-    bias_I = spec.popularity_bias * torch.from_numpy(np.log(np.maximum(popularity_I, 1.0))).to(ranks.device)
+    weight = spec.popularity_bias if spec.loss == "softmax" else 0.0  # the paper's scores have no bias
     model = LightGCN(
-        spectral_start(adjacency, spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)),
-        adjacency,
-        bias_I,
+        layout.own(start_ND),
+        layout,
+        weight * torch.from_numpy(np.log(np.maximum(popularity_I, 1.0))).to(ranks.device),
         num_users=spec.num_users,
         layers=spec.layers,
+        loss=spec.loss,
         temperature=spec.temperature,
+        decay=spec.weight_decay,
+        low_precision=spec.precision == "bfloat16",
+        clock=clock,
     )
-    replica = ranks.wrap(model)
-    beat(spec, ranks)
-    sampler = BatchSampler(
+    return Training(spec, ranks, which, layout, model, clock)
+
+
+def sampler_of(spec: Spec, liked: Csr, device: torch.device) -> UserSampler | TripletSampler:
+    if spec.loss == "bpr":
+        likes_per_step = -(-len(liked.indices) // spec.batches_per_epoch)
+        return TripletSampler(liked, spec.num_items, likes_per_step=likes_per_step, seed=spec.seed, device=device)
+    return UserSampler(
         liked,
         spec.num_items,
         batches_per_epoch=spec.batches_per_epoch,
         negatives=spec.negatives,
         seed=spec.seed,
-        device=ranks.device,
+        device=device,
     )
-    total_steps = spec.max_epochs * sampler.num_steps
-    optimiser = torch.optim.Adam(replica.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0 - step / total_steps)
-
-    curve: list[Epoch] = []
-    best = (-1.0, 0)
-    for epoch in range(1, epochs + 1):
-        epoch_loss = torch.zeros(1, device=ranks.device)
-        for batch in sampler.epoch(epoch, rank=ranks.rank, world=ranks.world):
-            optimiser.zero_grad(set_to_none=True)
-            loss = replica(batch)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            epoch_loss += loss.detach()
-            beat(spec, ranks)
-        mean_loss = float(ranks.total(epoch_loss)) / (sampler.num_steps * ranks.world)
-        if not np.isfinite(mean_loss):
-            raise Diverged(f"the loss of the {which} fit is {mean_loss} in epoch {epoch} of {epochs}")
-        measured = None
-        if validation is not None and (epoch % spec.validate_every == 0 or epoch == epochs):
-            measured = ranks.first_decides(
-                validation.recall(model, lambda: beat(spec, ranks)) if ranks.is_first else 0.0
-            )
-            if measured > best[0]:
-                best = (measured, epoch)
-                save_embeddings(spec, ranks, model, which)
-            beat(spec, ranks)
-        curve.append(Epoch(epoch, mean_loss, measured, time.perf_counter() - started))
-        report_progress(spec, ranks, which, epoch, epochs, curve)
-        if measured is not None and epoch - best[1] >= spec.patience * spec.validate_every:
-            break
-    if validation is None:
-        best = (0.0, epochs)
-        save_embeddings(spec, ranks, unwrap(replica), which)
-    peak_bytes = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else 0
-    return Fit(epochs=best[1], curve=curve, seconds=time.perf_counter() - started, peak_bytes=peak_bytes)
 
 
-class Validation:
-    """Recall@k on the validation likes, the users' train part left out of their lists."""
+class Training:
+    """A model with its optimiser, on this rank."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.target = load_csr(spec.graph_folder, "liked_validation")
-        self.seen = load_csr(spec.graph_folder, "seen_before_validation")
-        self.train = load_csr(spec.graph_folder, "liked_train")
-        users = np.flatnonzero(self.target.counts() > 0)
-        if len(users) > VALIDATION_USERS_AT_MOST:
-            users = np.sort(np.random.default_rng(spec.seed).choice(users, VALIDATION_USERS_AT_MOST, replace=False))
-        self.users = users
+    def __init__(self, spec: Spec, ranks: Ranks, which: str, layout: Layout, model: LightGCN, clock: Clock) -> None:
+        self.spec, self.ranks, self.which = spec, ranks, which
+        self.layout, self.model, self.clock = layout, model, clock
+        self.replica = layout.wrap(model)
+        decay = spec.weight_decay if spec.loss == "softmax" else 0.0  # BPR's own decay is part of its loss
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.learning_rate, weight_decay=decay, fused=True)
+        self.saved_at = time.monotonic()
+        self.folder = Path(spec.output_folder) / "checkpoints"
 
-    def recall(self, model: LightGCN, after_each_block: Callable[[], None] = lambda: None) -> float:
-        if len(self.users) == 0:
-            return 0.0
-        user_UD, item_ID = (table.cpu() for table in model.embeddings())
-        fallback_I = popularity(self.train, self.spec.num_items)
-        scorer = InnerProduct(user_UD, item_ID, self.train.counts() > 0, fallback_I > 0)
-        blocks = top_k(
-            scorer,
-            fallback_I,
-            users=self.users,
-            seen=self.seen,
-            k=self.spec.k,
-            item_rank_I=np.load(Path(self.spec.graph_folder) / "item_rank.npy"),
+    def step(self, shares: Shares, *, learning_rate: float, at: tuple[int, int]) -> Tensor:
+        """One step of all ranks; this rank's part of the loss. Raises Failure at the first number that is none."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.replica(shares)
+        self._refuse_unless_finite(at, "loss", loss)
+        with self.clock.part("exchange"):  # what is in here and in no part of its own: gradients that DDP averages
+            (loss * self.layout.loss_factor).backward()
+        with self.clock.part("optimiser"):
+            assert self.model.table.grad is not None
+            self._refuse_unless_finite(at, "gradient of the table", self.model.table.grad.sum())
+            self.optimiser.step()
+        return loss.detach().cpu().double()
+
+    def _refuse_unless_finite(self, at: tuple[int, int], name: str, value: Tensor) -> None:
+        if torch.isfinite(value):
+            return
+        if not torch.isfinite(self.model.table.detach().sum()):
+            name = f"table, and then the {name},"
+        epoch, step = at
+        raise Failure(
+            "TrainingDiverged",
+            f"the {name} of the {self.which} fit is {float(value.detach())} in epoch {epoch} of "
+            f"{self.spec.max_epochs}, step {step + 1}",
         )
-        recalls = []
-        for block in blocks:
-            recalls.append(self._recall_of(block.users, block.item_BK))
-            after_each_block()
-        return float(np.concatenate(recalls).mean())
 
-    def _recall_of(self, users: np.ndarray, item_BK: np.ndarray) -> np.ndarray:
-        return recall(hits(item_BK, users, self.target, self.spec.num_items), self.target.counts()[users])
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """user_UD and item_ID on the CPU of every rank; their inner product is the score."""
+        return self.model.tables(self.layout.whole(self.model.propagated()).cpu())
+
+    def save_if_due(self, progress: Progress, identity: str) -> None:
+        """Every rank's part, written by the first, when the first finds that enough time has passed."""
+        due = time.monotonic() - self.saved_at >= self.spec.checkpoint_s
+        if self.ranks.first_decides(float(due)) == 0.0:
+            return
+        moments = self.optimiser.state[self.model.table]
+        parts = {"table": self.model.table.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+        tensors = {name: self.layout.whole(part) for name, part in parts.items()}
+        if self.ranks.is_first:
+            state = {"step": float(moments["step"]), "progress": progress.state()}
+            save_checkpoint(self.folder, self.which, identity, Checkpoint(progress.epoch, tensors, state))
+        self.saved_at = time.monotonic()
+
+    def resume(self, identity: str) -> Progress:
+        """Where the newest checkpoint of this very training left off, or the start."""
+        found = None
+        if self.ranks.is_first:
+            found, passed_over = newest_checkpoint(self.folder, self.which, identity)
+            for why in passed_over:
+                print(f"checkpoint passed over: {why}", flush=True)
+        if self.ranks.first_decides(float(found is not None)) == 0.0:
+            return Progress(self.which)
+        state = self.ranks.first_tells(found.state if found else {})
+        shape = (self.spec.num_users + self.spec.num_items, self.spec.width)
+        own = {
+            name: self.layout.own(self.ranks.from_first(found.tensors[name] if found else None, shape))
+            for name in ("table", "exp_avg", "exp_avg_sq")
+        }
+        with torch.no_grad():
+            self.model.table.copy_(own.pop("table"))
+        self.optimiser.state[self.model.table] = {"step": torch.tensor(state["step"]), **own}
+        return Progress(self.which, state["progress"])
 
 
-class Diverged(Exception):
-    """The loss is no number."""
-
-
-def save_embeddings(spec: Spec, ranks: Ranks, model: torch.nn.Module, which: str) -> None:
-    """user_UD (U, D + 1) and item_ID (I, D + 1) as safetensors; their inner product is the score."""
-    if not ranks.is_first:
-        return
-    assert isinstance(model, LightGCN)
-    user_UD, item_ID = model.embeddings()
-    save_file(
-        {"user_UD": user_UD.cpu().contiguous(), "item_ID": item_ID.cpu().contiguous()},
-        Path(spec.output_folder) / f"{which}.safetensors",
-    )
+def save_tables(spec: Spec, ranks: Ranks, tables: tuple[Tensor, Tensor], which: str) -> None:
+    """user_UD (U, D + 1) and item_ID (I, D + 1) as safetensors, whole or not at all."""
+    if ranks.is_first:
+        path = Path(spec.output_folder) / f"{which}.safetensors"
+        save_file({"user_UD": tables[0].contiguous(), "item_ID": tables[1].contiguous()}, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
 
 
 def beat(spec: Spec, ranks: Ranks) -> None:
     """Tell the supervisor that this rank is alive: the file's time is the message."""
     (Path(spec.output_folder) / f"heartbeat-{ranks.rank}").touch()
-
-
-def report_progress(spec: Spec, ranks: Ranks, which: str, epoch: int, epochs: int, curve: list[Epoch]) -> None:
-    if ranks.is_first:
-        last = curve[-1]
-        progress = {"fit": which, "epoch": epoch, "epochs": epochs, **asdict(last)}
-        write_json(Path(spec.output_folder) / "progress.json", progress)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Whole or not at all: a reader never sees half a file."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=1))
-    os.replace(unfinished, path)
 
 
 def make_repeatable(threads: int) -> None:
@@ -227,22 +272,59 @@ def make_repeatable(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@contextmanager
+def named_failures(spec: Spec) -> Iterator[None]:
+    """Leave a failure.json for the supervisor where the reason has a name."""
+    try:
+        yield
+    except Failure as failure:
+        write_json(Path(spec.output_folder) / "failure.json", {"name": failure.name, "message": str(failure)})
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+            words in str(error) for words in ("not enough memory", "can't allocate memory")
+        ):
+            message = str(error).splitlines()[0] if str(error) else "no memory"
+            named = {"name": "TrainingOutOfMemory", "message": message[:300]}
+            write_json(Path(spec.output_folder) / "failure.json", named)
+        raise
+
+
+def refuse_strangers(spec: Spec, ranks: Ranks) -> str:
+    """The identity of this training. Raises Failure where a rank has another graph, other settings or other code."""
+    mine = identity_of(spec.graph_folder, spec.settings(), ranks.world)
+    for rank, theirs in enumerate(ranks.everybodys(mine)):
+        if differs := theirs.differences(mine):
+            raise Failure(
+                "RankMismatch", f"rank {ranks.rank} and rank {rank} do not have the same {' and '.join(differs)}"
+            )
+    return str(mine)
+
+
 def main(spec_path: str) -> None:
     die_with_parent()
     spec = Spec(**json.loads(Path(spec_path).read_text()))
     make_repeatable(spec.threads)
-    with join_ranks(spec.device, timeout_s=spec.timeout_s) as ranks:
+    if spec.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    with named_failures(spec), join_ranks(spec.device, timeout_s=spec.timeout_s) as ranks:
         beat(spec, ranks)
-        try:
-            judged = fit(spec, ranks, "judged", epochs=spec.max_epochs, validation=Validation(spec))
-            served = fit(spec, ranks, "served", epochs=judged.epochs, validation=None)
-        except Diverged as diverged:
-            if ranks.is_first:
-                write_json(Path(spec.output_folder) / "failure.json", {"diverged": str(diverged)})
-            raise
+        identity = refuse_strangers(spec, ranks)
+        validation = Validation(spec.graph_folder, num_items=spec.num_items, k=spec.k, seed=spec.seed)
+        judged = fit(spec, ranks, "judged", epochs=spec.max_epochs, validation=validation, identity=identity)
+        served = fit(spec, ranks, "served", epochs=judged.epochs, validation=None, identity=identity)
+        peak_bytes = ranks.everybodys(_peak_bytes(ranks))
         if ranks.is_first:
-            result = {"judged": asdict(judged), "served": asdict(served), "ranks": ranks.world}
-            write_json(Path(spec.output_folder) / "result.json", result)
+            fits = {"judged": asdict(judged), "served": asdict(served)}
+            where = {"ranks": ranks.world, "split": spec.split, "peak_bytes_by_rank": peak_bytes}
+            write_json(Path(spec.output_folder) / "result.json", fits | where)
+
+
+def _peak_bytes(ranks: Ranks) -> int:
+    """Of the GPU's memory, or of this process's."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

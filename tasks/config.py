@@ -48,6 +48,18 @@ class TrainConfig(_Settings):
         le=64,
         description="Training processes on this machine. None: one for each GPU, or one where there is none.",
     )
+    nodes: int = Field(1, ge=1, le=64, description="Machines that train together, each with so many ranks.")
+    rdzv_endpoint: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9.-]+:[0-9]{1,5})?$",
+        max_length=260,
+        description="HOST:PORT where the machines meet; needed with several nodes, and allowed by the deployment.",
+    )
+    split: Literal["auto", "data", "columns", "rows"] = Field(
+        "auto",
+        description="What the ranks share out: the batch, the table's columns, or the nodes. auto: the fastest that "
+        "fits, by counted memory and traffic.",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -56,6 +68,13 @@ class TrainConfig(_Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPUs where there are any, else the CPU."
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="tf32: faster products on GPUs that have it. bfloat16: rows are gathered and scored in 16 bits.",
+    )
+    loss: Literal["softmax", "bpr"] = Field(
+        "softmax", description="softmax: likes against many shared items. bpr: the paper's pairs, for comparison."
     )
     width: int = Field(64, ge=8, le=1024, description="Numbers in each user's and each item's embedding.")
     layers: int = Field(2, ge=0, le=6, description="Propagation steps over the graph; the embedding is their mean.")
@@ -79,7 +98,17 @@ class TrainConfig(_Settings):
         description="The same seed, inputs, ranks and threads give the same bytes on the same kind of CPU.",
     )
     silence_s: int = Field(60, ge=5, le=3600, description="A rank silent for so many seconds is taken for dead.")
-    relaunches: int = Field(1, ge=0, le=3, description="Fresh starts after a lost rank before the night gives up.")
+    deadline_s: int = Field(
+        21_600, ge=10, le=604_800, description="Seconds after which a training that has not ended is given up."
+    )
+    relaunches: int = Field(3, ge=0, le=3, description="Fresh launches after a lost rank, from the last checkpoint.")
+    checkpoint_s: int = Field(30, ge=0, le=86_400, description="Seconds between two checkpoints, at ends of epochs.")
+
+    @model_validator(mode="after")
+    def _nodes_know_where_to_meet(self) -> "TrainConfig":
+        if self.nodes > 1 and not (self.rdzv_endpoint and self.ranks):
+            raise ValueError("train.nodes above 1 needs train.rdzv_endpoint (HOST:PORT) and train.ranks (of each node)")
+        return self
 
 
 class EvaluateConfig(_Settings):
@@ -89,6 +118,21 @@ class EvaluateConfig(_Settings):
     resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples of the users for 95 % intervals.")
     knn_neighbours: int = Field(200, ge=1, le=5000, description="Neighbours an item keeps in the item-kNN rival.")
     knn_shrink: float = Field(10.0, ge=0.0, le=1e4, description="Shrinks similarities that rest on few users.")
+    ease_items_at_most: int = Field(
+        3000,
+        ge=0,
+        le=20_000,
+        description="The EASE rival is fitted up to so many items: its time grows with their cube.",
+    )
+    ease_regularisation: float = Field(300.0, gt=0.0, le=1e6, description="Keeps EASE's item weights small.")
+    filter_likes_at_most: int = Field(
+        2_000_000,
+        ge=0,
+        le=100_000_000,
+        description="The graph filter rival is run up to so many likes: scoring reads them all for each user.",
+    )
+    filter_width: int = Field(256, ge=1, le=1024, description="Smoothest directions of the graph in the filter rival.")
+    filter_low_pass: float = Field(0.3, ge=0.0, le=10.0, description="Their weight beside what near items say.")
 
 
 class RecommendConfig(_Settings):

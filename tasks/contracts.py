@@ -82,9 +82,13 @@ class Fitted:
     best_validation_recall: float
     seconds_judged: float
     seconds_served: float
-    ranks: int
+    ranks: int  # on all nodes together
     threads: int  # of each rank
     device: str
+    split: str  # what the ranks shared out
+    learning_rate: float  # half of what was asked for where the first try diverged
+    peak_bytes: int  # of the rank that needed most
+    curve_path: str  # SVG: loss and validation recall by epoch
     num_parameters: int
 
 
@@ -101,7 +105,7 @@ class Measured:
 class ModelScore:
     """One model on one part of the split: all its users, the full catalogue, items seen before left out."""
 
-    model: str  # lightgcn, popularity, item_knn
+    model: str  # lightgcn, popularity, item_knn, ease, graph_filter
     part: str  # validation, test
     num_users: int
     recall: Measured

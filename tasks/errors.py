@@ -107,7 +107,15 @@ class DeviceUnavailable(NightError):
 
 
 class TrainingDiverged(NightError):
-    """The loss stopped being a number."""
+    """The loss stopped being a number, or rose, and did so again at half the learning rate."""
+
+
+class TrainingOutOfMemory(NightError):
+    """A rank needs, or asked for, more memory than its device has."""
+
+
+class RankMismatch(NightError):
+    """Two ranks do not have the same graph, settings or code."""
 
 
 class TrainingLost(NightError):

@@ -186,11 +186,18 @@ def _drop_unless_held(folder: Path) -> None:
 
 
 def finish_stage(
-    run: Run, stage: str, ref_type: type[RefT], compute: Callable[[Path], RefT], *, inputs: tuple[object, ...]
+    run: Run,
+    stage: str,
+    ref_type: type[RefT],
+    compute: Callable[[Path], RefT],
+    *,
+    inputs: tuple[object, ...],
+    resumes: bool = False,
 ) -> RefT:
     """The stage's Ref: read if the stage had finished with these inputs and this code, computed otherwise.
 
-    `compute` gets an empty folder to write in and returns the Ref. Raises DiskFull when the disk is; whatever else
+    `compute` gets an empty folder to write in and returns the Ref; a stage that `resumes` gets what an unfinished try
+    with the same inputs left there. Raises DiskFull when the disk is; whatever else
     it raises passes through, and the stage stays unfinished.
     """
     key = fingerprint_of(stage, run.as_of, run.code_version, *inputs)[:16]
@@ -201,8 +208,9 @@ def finish_stage(
         _write_cost(run, StageCost(stage, time.perf_counter() - started, 0, reused=True))
         return ref
     for outdated in Path(run.work_folder).glob(f"{stage}-*"):  # by other settings, or unfinished
-        shutil.rmtree(outdated, ignore_errors=True)
-    folder.mkdir(parents=True)
+        if not (resumes and outdated == folder):
+            shutil.rmtree(outdated, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=resumes)
     with measured(run, stage):
         ref = compute(folder)
         _mark_finished(folder, ref_type, ref)

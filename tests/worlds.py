@@ -9,7 +9,8 @@ import torch
 
 from models.distributed import Ranks
 from models.graph import load_csr
-from models.train import Spec, Validation, fit
+from models.train import Spec, fit
+from models.validation import Validation
 from tasks.contracts import Fitted, Graph
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
@@ -100,10 +101,13 @@ def spec_for(graph: Graph, output_folder: Path, **changes: object) -> Spec:
         "num_items": graph.num_items,
         "device": "cpu",
         "threads": 1,
+        "split": "data",
+        "precision": "float32",
         "k": 10,
+        "loss": "softmax",
         "width": 8,
         "layers": 2,
-        "temperature": 0.2,
+        "temperature": 0.3,
         "popularity_bias": 0.5,
         "negatives": 40,
         "batches_per_epoch": 4,
@@ -114,8 +118,13 @@ def spec_for(graph: Graph, output_folder: Path, **changes: object) -> Spec:
         "weight_decay": 0.0,
         "seed": 2020,
         "timeout_s": 60,
+        "checkpoint_s": 1e9,
     }
     return Spec(**(settings | changes))  # type: ignore[arg-type]
+
+
+def validation_of(spec: Spec) -> Validation:
+    return Validation(spec.graph_folder, num_items=spec.num_items, k=spec.k, seed=spec.seed)
 
 
 def random_likes(rng: np.random.Generator, num_users: int, num_items: int, share: float) -> np.ndarray:
@@ -128,8 +137,8 @@ def fit_here(graph: Graph, folder: Path, **changes: object) -> Fitted:
     spec = spec_for(graph, folder, **changes)
     torch.set_num_threads(spec.threads)
     alone = Ranks(rank=0, world=1, device=torch.device("cpu"))
-    judged = fit(spec, alone, "judged", epochs=spec.max_epochs, validation=Validation(spec))
-    served = fit(spec, alone, "served", epochs=judged.epochs, validation=None)
+    judged = fit(spec, alone, "judged", epochs=spec.max_epochs, validation=validation_of(spec), identity="")
+    served = fit(spec, alone, "served", epochs=judged.epochs, validation=None, identity="")
     served_path = folder / "served.safetensors"
     return Fitted(
         folder=str(folder),
@@ -143,5 +152,9 @@ def fit_here(graph: Graph, folder: Path, **changes: object) -> Fitted:
         ranks=1,
         threads=1,
         device="cpu",
+        split="data",
+        learning_rate=spec.learning_rate,
+        peak_bytes=0,
+        curve_path="",
         num_parameters=(graph.num_users + graph.num_items) * spec.width,
     )

@@ -1,4 +1,4 @@
-"""The judged fit beside popularity and item-kNN: the same users, the same catalogue, the same items left out.
+"""The judged fit beside simpler models (models/rivals.py): the same users, the same catalogue, the same items left out.
 
 Every user with a like in the part counts, also those without a history: they get the popular list from every model,
 as they would be served. No negatives are sampled.
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from models.graph import Csr, load_csr
 from models.metrics import bootstrap_interval, hits, ndcg, recall
-from models.rivals import item_knn_scorer, popularity, popularity_scorer
+from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
 from models.topk import InnerProduct, Scorer, top_k
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore
@@ -33,7 +33,7 @@ class _PerUser:
 
 
 def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, block_bytes: int) -> Evaluation:
-    """Recall@k, NDCG@k and coverage of three models on validation and test, and the paired difference on test."""
+    """Recall@k, NDCG@k and coverage of every model on validation and test, and the paired difference on test."""
     liked = load_csr(graph.folder, "liked_train")
     scorers = dict(_scorers(graph, fitted, liked, settings, block_bytes))
     scores, test = [], {}
@@ -81,6 +81,13 @@ def _scorers(
             block_bytes=block_bytes,
         ),
     )
+    if graph.num_items <= settings.ease_items_at_most:
+        yield "ease", ease_scorer(liked, graph.num_items, regularisation=settings.ease_regularisation)
+    if graph.num_likes <= settings.filter_likes_at_most:
+        yield (
+            "graph_filter",
+            graph_filter_scorer(liked, graph.num_items, width=settings.filter_width, low_pass=settings.filter_low_pass),
+        )
 
 
 def _measure(

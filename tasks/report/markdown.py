@@ -2,7 +2,13 @@
 
 from tasks.contracts import LATEST_KEY, Measured, Night
 
-MODEL_NAMES = {"lightgcn": "**LightGCN**", "popularity": "popularity", "item_knn": "item-kNN"}
+MODEL_NAMES = {
+    "lightgcn": "**LightGCN**",
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "ease": "EASE",
+    "graph_filter": "graph filter",
+}
 
 
 def to_markdown(night: Night) -> str:

@@ -13,7 +13,13 @@ from tasks.contracts import Measured, Night, Published
 from tasks.errors import NightError
 from tasks.report.people import Person
 
-MODEL_NAMES = {"lightgcn": "LightGCN", "popularity": "popularity", "item_knn": "item-kNN"}
+MODEL_NAMES = {
+    "lightgcn": "LightGCN",
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "ease": "EASE",
+    "graph_filter": "graph filter",
+}
 FEW_USERS = 30  # an interval over fewer is wider than any difference between models
 MANY_QUARANTINED = 0.1  # a larger share is hardly noise: something upstream is likely broken
 LONGEST_TITLE = 120

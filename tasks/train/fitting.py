@@ -1,23 +1,32 @@
-"""From a graph and settings to two fits: writes the ranks' spec, has them trained, reads what they found."""
+"""From a graph and settings to two fits: decides where they run, writes the ranks' spec, reads what they found."""
 
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import safe_open
 
+from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of
 from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.contracts import Fitted, Graph
-from tasks.errors import DeviceUnavailable
+from tasks.errors import DeviceUnavailable, RunConfigError, TrainingDiverged, TrainingOutOfMemory
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
-from tasks.train.supervisor import train_on_ranks
+from tasks.train.curve import write_curve
+from tasks.train.supervisor import Launch, train_on_ranks
 
+MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
+SPLITS = ("data", "columns", "rows")
+# What changes no number stays out of the ranks' spec, and out of the stage's key (tasks/train/task.py).
+SUPERVISION = {"silence_s", "deadline_s", "relaunches", "checkpoint_s"}
+WHERE = {"ranks", "nodes", "rdzv_endpoint", "split", "device", "threads"}
 log = logging.getLogger("nightgraph.train")
 
 
@@ -26,8 +35,14 @@ class Place:
     """Where a fit runs. Part of the stage's key: sums are added up in another order on other ranks or threads."""
 
     device: str  # cuda or cpu
-    ranks: int
+    ranks: int  # of each node
     threads: int  # of each rank
+    nodes: int = 1
+    split: str = "data"
+
+    @property
+    def world(self) -> int:
+        return self.ranks * self.nodes
 
 
 def fit_twice(
@@ -39,7 +54,10 @@ def fit_twice(
     k: int,
     on_progress: Callable[[dict[str, Any]], None],
 ) -> Fitted:
-    """Both fits in one launch of the ranks. Raises TrainingDiverged, TrainingLost."""
+    """Both fits in one launch of the ranks; once more at half the learning rate where they diverge.
+
+    Raises TrainingDiverged, TrainingLost, TrainingOutOfMemory, RankMismatch.
+    """
     spec = Spec(
         graph_folder=graph.folder,
         output_folder=str(folder),
@@ -47,30 +65,114 @@ def fit_twice(
         num_items=graph.num_items,
         device=place.device,
         threads=place.threads,
+        split=place.split,
         k=k,
         timeout_s=max(30, settings.silence_s),
-        **settings.model_dump(exclude={"ranks", "device", "threads", "silence_s", "relaunches"}),
+        checkpoint_s=settings.checkpoint_s,
+        **settings.model_dump(exclude=SUPERVISION | WHERE),
     )
-    spec_path = folder / "spec.json"
-    spec_path.write_text(json.dumps(asdict(spec), indent=1))
-    plural = "s" if place.ranks > 1 else ""
-    log.info("training on %d rank%s (%s, %d threads each)", place.ranks, plural, place.device, place.threads)
-    result = train_on_ranks(
-        spec_path,
+    launch = Launch(
+        folder / "spec.json",
         ranks=place.ranks,
         threads=place.threads,
-        silence_s=settings.silence_s,
-        relaunches=settings.relaunches,
+        nodes=place.nodes,
+        rdzv_endpoint=settings.rdzv_endpoint,
         project_root=PROJECT_ROOT,
-        on_progress=on_progress,
+        silence_s=settings.silence_s,
+        deadline_s=settings.deadline_s,
+        relaunches=settings.relaunches,
     )
-    return _fitted(folder, result, place)
+    plural = "s" if place.world > 1 else ""
+    log.info("training on %d rank%s (%s, %d threads each)", place.world, plural, place.device, place.threads)
+    try:
+        result = _train(spec, launch, on_progress)
+    except TrainingDiverged as diverged:
+        spec = replace(spec, learning_rate=spec.learning_rate / 2)
+        log.warning("%s Once more, at a learning rate of %g", diverged, spec.learning_rate)
+        result = _train(spec, launch, on_progress)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return _fitted(folder, spec, result, place)
 
 
-def choose_place(settings: TrainConfig) -> Place:
-    """Asking for more GPUs than there are is an error, not a slower night: raises DeviceUnavailable."""
+def _train(spec: Spec, launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    launch.spec_path.write_text(json.dumps(asdict(spec), indent=1))
+    return train_on_ranks(launch, on_progress)
+
+
+# ---- where
+
+
+def choose_place(settings: TrainConfig, graph: Graph) -> Place:
+    """Device, ranks, threads and split; the plan is logged before anything starts.
+
+    Asking for more GPUs than there are is an error, not a slower night. Raises DeviceUnavailable, RunConfigError,
+    TrainingOutOfMemory.
+    """
     device, ranks = _device_and_ranks(settings)
-    return Place(device, ranks, settings.threads or max(1, (os.cpu_count() or 1) // ranks))
+    _refuse_unknown_meeting_places(settings)
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // ranks)
+    place = Place(device, ranks, threads, settings.nodes)
+    return replace(place, split=_choose_split(settings, graph, place))
+
+
+def _choose_split(settings: TrainConfig, graph: Graph, place: Place) -> str:
+    size = Size(
+        users=graph.num_users,
+        items=graph.num_items,
+        likes=graph.num_likes,
+        width=settings.width,
+        layers=settings.layers,
+        batches_per_epoch=settings.batches_per_epoch,
+        negatives=min(settings.negatives, graph.num_items),
+    )
+    bytes_of_device = _bytes_of_device(place)
+    asked = SPLITS if settings.split == "auto" else (settings.split,)
+    possible = [split for split in asked if _can_split(split, size, place.world)]
+    if not possible:
+        raise RunConfigError(
+            f"train.split is {settings.split}, and {size.width} columns of {size.nodes:,} nodes cannot be shared out "
+            f"among {place.world} ranks. Take at most {min(size.width, size.nodes)} ranks, or train.split=data."
+        )
+    costs = [
+        cost_of(split, size, place.world, _rates(place)) for split in possible if place.world > 1 or split == "data"
+    ]
+    costs = costs or [cost_of("data", size, 1, _rates(place))]
+    chosen = cheapest(costs, bytes_of_device)
+    for cost in costs:
+        log.info("plan: %s%s", in_words(cost), " <- chosen" if cost == chosen else "")
+    if chosen is None:
+        least = min(costs, key=lambda cost: cost.bytes_of_rank)
+        raise TrainingOutOfMemory(
+            f"a rank needs {least.bytes_of_rank / 2**30:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
+            f"bytes{' / ranks' if least.split != 'data' else ''}, 16 bytes a like, and a step's rows), and its device "
+            f"has {bytes_of_device / 2**30:.1f} GiB. Nothing was started. Lower train.width, raise "
+            "train.batches_per_epoch, or take more ranks on more devices with train.split=rows."
+        )
+    return chosen.split
+
+
+def in_words(cost: Cost) -> str:
+    return (
+        f"{cost.split}: {cost.bytes_of_rank / 2**20:,.0f} MiB a rank, "
+        f"{cost.bytes_moved / 2**20:,.1f} MiB sent a rank and step, about {1e3 * cost.seconds_of_step:,.0f} ms a step"
+    )
+
+
+def _can_split(split: str, size: Size, world: int) -> bool:
+    return {"data": True, "columns": size.width >= world, "rows": size.nodes >= world}[split]
+
+
+def _rates(place: Place) -> Rates:
+    if place.device == "cuda":
+        return GPU
+    return replace(CPU_THREAD, gathered=CPU_THREAD.gathered * place.threads, dense=CPU_THREAD.dense * place.threads)
+
+
+def _bytes_of_device(place: Place) -> float:
+    """What is built in, not what is free at the moment: the plan must be the same tomorrow."""
+    if place.device == "cuda":
+        return float(min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(place.ranks)))
+    return psutil.virtual_memory().total / place.ranks
 
 
 def _device_and_ranks(settings: TrainConfig) -> tuple[str, int]:
@@ -85,7 +187,20 @@ def _device_and_ranks(settings: TrainConfig) -> tuple[str, int]:
     return "cpu", settings.ranks or 1
 
 
-def _fitted(folder: Path, result: dict[str, Any], place: Place) -> Fitted:
+def _refuse_unknown_meeting_places(settings: TrainConfig) -> None:
+    """Who may start a run must not be able to have this machine connect to any place they like."""
+    allowed = [place.strip() for place in os.environ.get(MEETING_PLACES_VARIABLE, "").split(",")]
+    if settings.nodes > 1 and settings.rdzv_endpoint not in allowed:
+        raise RunConfigError(
+            f"train.rdzv_endpoint is not among the places that the deployment allows. Put it into "
+            f"{MEETING_PLACES_VARIABLE} (comma-separated) where nights run. Nothing was started."
+        )
+
+
+# ---- what came out
+
+
+def _fitted(folder: Path, spec: Spec, result: dict[str, Any], place: Place) -> Fitted:
     judged, served = folder / "judged.safetensors", folder / "served.safetensors"
     with safe_open(served, framework="np") as tables:
         shapes = [tables.get_slice(name).get_shape() for name in ("user_UD", "item_ID")]
@@ -99,8 +214,12 @@ def _fitted(folder: Path, result: dict[str, Any], place: Place) -> Fitted:
         best_validation_recall=max(recalls),
         seconds_judged=result["judged"]["seconds"],
         seconds_served=result["served"]["seconds"],
-        ranks=place.ranks,
+        ranks=place.world,
         threads=place.threads,
         device=place.device,
+        split=place.split,
+        learning_rate=spec.learning_rate,
+        peak_bytes=max(result["peak_bytes_by_rank"]),
+        curve_path=str(write_curve(folder / "curve.svg", result)),
         num_parameters=sum(rows * (columns - 1) for rows, columns in shapes),  # the last column is not learned
     )

@@ -2,6 +2,8 @@
 
 Three things end the tree: this function's `finally` (an exception, Ctrl-C, Prefect's cancel), the kernel's
 parent-death signal (this process was killed: models/distributed.py), and torchrun (one rank died: it ends the others).
+A relaunch is a fresh torchrun that goes on from the newest checkpoint: restarts inside a torchrun can meet the
+addresses of dead ranks (pytorch#135712) and hang.
 """
 
 import json
@@ -11,107 +13,142 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
-from tasks.errors import TrainingDiverged, TrainingLost
+from tasks.errors import NightError, RankMismatch, TrainingDiverged, TrainingLost, TrainingOutOfMemory
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
 STARTUP_S = 60.0  # granted at least until the first sign of life: a busy machine imports torch for many seconds
+MEETING_S = 600.0  # for all nodes to be there; torchrun's own limit for a rendezvous
+RUN_ID_VARIABLE = "NIGHTGRAPH_RUN_ID"  # in the environment of every process of a launch, whatever session it is in
+ENDINGS: dict[str, tuple[type[NightError], str]] = {
+    "TrainingDiverged": (TrainingDiverged, "Lower train.learning_rate (half of it is a good try)."),
+    "TrainingOutOfMemory": (
+        TrainingOutOfMemory,
+        "A rank holds about 8 tables of nodes x train.width x 4 bytes (divided by the ranks unless train.split=data) "
+        "and 16 bytes a like: lower train.width, raise train.batches_per_epoch, or take more devices.",
+    ),
+    "RankMismatch": (RankMismatch, "Bring the same code and the same graph folder to every node, then run again."),
+}
 log = logging.getLogger("nightgraph.train")
 
 
-def train_on_ranks(
-    spec_path: Path,
-    *,
-    ranks: int,
-    threads: int,
-    silence_s: float,
-    relaunches: int,
-    project_root: Path,
-    on_progress: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Run `models.train` on `ranks` processes to its end and return its result.
+@dataclass(frozen=True)
+class Launch:
+    """What it takes to start the ranks of this node, and how long to wait for them."""
 
-    Raises TrainingDiverged at once, and TrainingLost when the ranks died or fell silent once more than `relaunches`.
+    spec_path: Path
+    ranks: int  # of this node
+    threads: int
+    project_root: Path
+    silence_s: float
+    deadline_s: float
+    relaunches: int
+    nodes: int = 1
+    rdzv_endpoint: str = ""
+
+    def torchrun(self) -> list[str]:
+        """The command of one node; with several nodes each runs the same one."""
+        command = [sys.executable, "-m", "models.distributed", "--nproc-per-node", str(self.ranks)]
+        if self.nodes == 1:
+            command += ["--standalone"]
+        else:
+            command += ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.rdzv_endpoint]
+            command += ["--rdzv-id", self.spec_path.parent.name]
+        command += ["--log-dir", str(self.spec_path.parent / "torchrun")]  # or each launch leaves a folder in /tmp
+        return [*command, "-m", "models.train", str(self.spec_path)]
+
+
+def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run `models.train` on the ranks to its end and return its result.
+
+    Raises by the name that a rank left behind (TrainingDiverged, TrainingOutOfMemory, RankMismatch), and TrainingLost
+    when the ranks died or fell silent once more than `relaunches`, or the deadline passed.
     """
-    folder = spec_path.parent
-    for launch in range(relaunches + 1):
+    folder = launch.spec_path.parent
+    until = time.monotonic() + launch.deadline_s
+    if launch.nodes > 1:
+        log.info("waiting for %d more nodes to run: %s", launch.nodes - 1, " ".join(["python", *launch.torchrun()[1:]]))
+    for number in range(launch.relaunches + 1):
         for leftover in ("result.json", "failure.json", "progress.json"):
             (folder / leftover).unlink(missing_ok=True)
-        reason = _launch_and_watch(spec_path, ranks, threads, silence_s, project_root, on_progress)
+        reason = _launch_and_watch(launch, until, on_progress)
         if (folder / "failure.json").exists():
             failure = json.loads((folder / "failure.json").read_text())
-            raise TrainingDiverged(
-                f"{failure['diverged']}. Nothing was published. Lower train.learning_rate (half of it is a good try)."
-            )
+            kind, what_to_do = ENDINGS[failure["name"]]
+            raise kind(f"{failure['message']}. Nothing was published. {what_to_do}")
         if (folder / "result.json").exists():
             return json.loads((folder / "result.json").read_text())
-        log.warning("training lost: %s (launch %d of %d)", reason, launch + 1, relaunches + 1)
+        log.warning("training lost: %s (launch %d of %d)", reason, number + 1, launch.relaunches + 1)
+        if time.monotonic() >= until:
+            break
     raise TrainingLost(
-        f"training on {ranks} ranks ended without a result, {relaunches + 1} times; the last time {reason}. "
+        f"training on {launch.ranks} ranks ended without a result, {number + 1} times; the last time {reason}. "
         f"Nothing was published. The ranks' last words:\n{_last_lines(folder / 'ranks.log')}\n"
-        "Run the night again to retry from the training stage; with fewer train.ranks if memory is short."
+        "Run the night again to go on from the last checkpoint; with fewer train.ranks if memory is short."
     )
 
 
-def _launch_and_watch(
-    spec_path: Path,
-    ranks: int,
-    threads: int,
-    silence_s: float,
-    project_root: Path,
-    on_progress: Callable[[dict[str, Any]], None],
-) -> str:
+def _launch_and_watch(launch: Launch, until: float, on_progress: Callable[[dict[str, Any]], None]) -> str:
     """One launch. Returns how it ended, in words."""
-    command = [sys.executable, "-m", "models.distributed", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["--log-dir", str(spec_path.parent / "torchrun")]  # or each launch leaves a folder in /tmp
-    command += ["-m", "models.train", str(spec_path)]
-    with open(spec_path.parent / "ranks.log", "ab") as output:
+    run_id = uuid4().hex
+    with open(launch.spec_path.parent / "ranks.log", "ab") as output:
         # No session of its own: Prefect's cancel signals this process group, and torchrun passes that on to the ranks.
         tree = subprocess.Popen(
-            command, env=_environment(threads, project_root), cwd=project_root, stdout=output, stderr=subprocess.STDOUT
+            launch.torchrun(),
+            env=_environment(launch, run_id),
+            cwd=launch.project_root,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
-            return _watch(tree, spec_path.parent, silence_s, on_progress)
+            return _watch(tree, launch, until, on_progress)
         finally:
-            _end(tree)
+            _end(tree, run_id)
 
 
-def _environment(threads: int, project_root: Path) -> dict[str, str]:
+def _environment(launch: Launch, run_id: str) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "AWS_"))}
     environment |= {
-        "PYTHONPATH": str(project_root),
-        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(launch.project_root),
+        "OMP_NUM_THREADS": str(launch.threads),
         "NIGHTGRAPH_PARENT_PID": str(os.getpid()),
+        RUN_ID_VARIABLE: run_id,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA's matrix products are not deterministic
-        # A relaunched rank must not meet the addresses of a dead one (pytorch#135712).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
-    if sys.platform.startswith("linux"):
+    if launch.nodes == 1 and sys.platform.startswith("linux"):
         # One machine: nothing of the ranks' talk belongs on the network.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
 
 
 def _watch(
-    tree: subprocess.Popen[bytes], folder: Path, silence_s: float, on_progress: Callable[[dict[str, Any]], None]
+    tree: subprocess.Popen[bytes], launch: Launch, until: float, on_progress: Callable[[dict[str, Any]], None]
 ) -> str:
     started = time.time()
+    folder = launch.spec_path.parent
     told: dict[str, Any] = {}
+    startup_s = STARTUP_S if launch.nodes == 1 else MEETING_S
     while (code := tree.poll()) is None:
         told = _tell(folder, told, on_progress)
         # Ranks wait for each other at every step: when one hangs, all fall silent; while one works, one is heard.
         heard = max((path.stat().st_mtime for path in folder.glob("heartbeat-*")), default=0.0)
         silent_for = time.time() - max(started, heard)
-        if silent_for > (silence_s if heard > started else max(silence_s, STARTUP_S)):
+        if silent_for > (launch.silence_s if heard > started else max(launch.silence_s, startup_s)):
             return f"no rank gave a sign of life for {silent_for:.0f} s"
+        if time.monotonic() >= until:
+            return f"it had not ended after train.deadline_s = {launch.deadline_s:.0f} s"
         time.sleep(POLL_S)
     _tell(folder, told, on_progress)
-    return f"torchrun ended with code {code}"
+    by = " (SIGKILL: killed by hand, or by a machine out of memory)" if code == -9 else ""
+    return f"torchrun ended with code {code}{by}"
 
 
 def _tell(folder: Path, told: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -124,18 +161,30 @@ def _tell(folder: Path, told: dict[str, Any], on_progress: Callable[[dict[str, A
     return progress
 
 
-def _end(tree: subprocess.Popen[bytes]) -> None:
-    """Ask torchrun to end its ranks; kill whatever of the tree is left after a grace."""
-    try:
-        family = [psutil.Process(tree.pid), *psutil.Process(tree.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
+def _end(tree: subprocess.Popen[bytes], run_id: str) -> None:
+    """Ask torchrun to end its ranks; kill whatever of the launch is left after a grace, in whatever session it is."""
     if tree.poll() is None:
         tree.terminate()
+    family = processes_of_launch(run_id)
     _, alive = psutil.wait_procs(family, timeout=GRACE_S)
-    for process in alive:
+    for process in [*alive, *processes_of_launch(run_id)]:
         process.kill()
     tree.wait()
+    # A dead process can stay in the table until its parent looks: nobody may meet its port or its memory.
+    psutil.wait_procs(family, timeout=GRACE_S)
+
+
+def processes_of_launch(run_id: str) -> list[psutil.Process]:
+    """Found by their environment: torchrun puts each rank in a session of its own, and the dead have new parents."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            ours = process.environ().get(RUN_ID_VARIABLE) == run_id
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
 
 
 def _last_lines(path: Path, count: int = 12) -> str:

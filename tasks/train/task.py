@@ -13,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from tasks.contracts import Fitted, Graph, Run
 from tasks.errors import is_worth_a_retry
 from tasks.run import finish_stage
-from tasks.train.fitting import Place, choose_place, fit_twice
+from tasks.train.fitting import SUPERVISION, WHERE, Place, choose_place, fit_twice
 
 REST_S = 300.0
 log = logging.getLogger("nightgraph.train")
@@ -23,14 +23,15 @@ log = logging.getLogger("nightgraph.train")
 def train(run: Run, graph: Graph) -> Fitted:
     """One fit on the train part, to judge; one on everything, to serve."""
     # How the ranks are supervised changes no number; a night that timed out must not train again for a longer limit.
-    numbers = run.config.train.model_dump(exclude={"silence_s", "relaunches", "device", "ranks", "threads"})
-    place = choose_place(run.config.train)
+    numbers = run.config.train.model_dump(exclude=SUPERVISION | WHERE)
+    place = choose_place(run.config.train, graph)
     return finish_stage(
         run,
         "train",
         Fitted,
         lambda folder: _fit(run, graph, place, folder),
         inputs=(graph.fingerprint, numbers, asdict(place), run.config.evaluate.k),
+        resumes=True,
     )
 
 
@@ -60,12 +61,13 @@ class _ProgressReport:
         self.told_at = time.monotonic()
         recall = progress["validation_recall"]
         log.info(
-            "%s fit, epoch %d of at most %d: loss %.4f%s",
+            "%s fit, epoch %d of at most %d: loss %.4f%s, at most %.0f s left",
             progress["fit"],
             progress["epoch"],
             progress["epochs"],
             progress["loss"],
             f", validation recall {recall:.4f}" if recall is not None else "",
+            progress["seconds_left"],
         )
         self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0))
 

@@ -1,67 +1,144 @@
-"""The sampled softmax against its definition, written out like by like."""
+"""The losses against their definitions, written out like by like; their gradients against autograd's."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from models.losses import sampled_softmax_loss
-from models.sampling import Batch
+from models.graph import Csr, interactions_by_user
+from models.losses import USERS_AT_ONCE, bpr_loss, sampled_softmax_loss
+from models.sampling import Share, TripletSampler, UserSampler
+from tests.worlds import random_likes
+
+CPU = torch.device("cpu")
 
 
-def batch_of(users: int, items: int, negatives: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-    generator = torch.Generator().manual_seed(seed)
-    liked = torch.nonzero(torch.rand(users, items, generator=generator) < 0.4)
-    batch = Batch(
-        users=torch.arange(users),
-        liked_position=liked[:, 0],
-        liked_item=liked[:, 1],
-        negatives=torch.randint(0, items, (negatives,), generator=generator),
-        negative_log_weight=torch.randn(negatives, generator=generator),
-        weight=1.0,
+def share_of(users: int, items: int, *, negatives: int, liked_share: float = 0.3, seed: int = 0) -> tuple[Csr, Share]:
+    """A step with everybody in it, and the likes it is made of."""
+    liked = interactions_by_user(
+        *np.nonzero(random_likes(np.random.default_rng(seed), users, items, liked_share)), num_users=users
     )
-    return torch.randn(users, 5, generator=generator), torch.randn(items, 5, generator=generator), batch
+    sampler = UserSampler(liked, items, batches_per_epoch=1, negatives=negatives, seed=seed, device=CPU)
+    return liked, next(iter(sampler.epoch(1, world=1)))[0]
 
 
-def test_the_loss_is_its_definition() -> None:
-    user_BD, item_ID, batch = batch_of(4, 9, 6)
-    bias_I = torch.linspace(-1, 1, 9)
-    expected = 0.0
-    for position, liked in zip(batch.liked_position.tolist(), batch.liked_item.tolist(), strict=True):
-        score = [float(user_BD[position] @ item_ID[item]) + float(bias_I[item]) for item in range(9)]
-        against = sum(
-            math.exp(score[item] + weight)
-            for item, weight in zip(batch.negatives.tolist(), batch.negative_log_weight.tolist(), strict=True)
-        )
-        expected += -math.log(math.exp(score[liked]) / (math.exp(score[liked]) + against))
-    assert float(sampled_softmax_loss(user_BD, item_ID, bias_I, batch)) == pytest.approx(expected, rel=1e-5)
+def rows_of(share: Share, width: int = 5) -> torch.Tensor:
+    return torch.randn(len(share.nodes), width, generator=torch.Generator().manual_seed(3))
+
+
+def plain_loss(row_WD: torch.Tensor, bias_I: torch.Tensor, share: Share, temperature: float) -> torch.Tensor:
+    """The same loss, one term after another, with autograd's gradient."""
+    unit_WD = F.normalize(row_WD, dim=1)
+    score_BW = unit_WD[: share.num_users] @ unit_WD[share.num_users :].T / temperature + bias_I[share.items]
+    total = row_WD.new_zeros(())
+    for user in range(share.num_users):
+        own = share.liked_item[share.liked_indptr[user] : share.liked_indptr[user + 1]].tolist()
+        against = [
+            score_BW[user, place] + weight
+            for place, weight in zip(share.negatives.tolist(), share.negative_log_weight, strict=True)
+            if place not in own
+        ]
+        for liked in own:
+            every = torch.stack([score_BW[user, liked], *against])
+            total = total + torch.logsumexp(every, 0) - score_BW[user, liked]
+    return total / share.num_likes_of_step
+
+
+@pytest.mark.parametrize("negatives", [4, 50])
+def test_the_sampled_softmax_and_its_gradient_are_the_definitions(negatives: int) -> None:
+    _, share = share_of(7, 12, negatives=negatives)
+    bias_I = torch.linspace(-1, 1, 12)
+    ours, plain = rows_of(share).requires_grad_(), rows_of(share).requires_grad_()
+    loss = sampled_softmax_loss(ours, bias_I, share, temperature=0.2)
+    expected = plain_loss(plain, bias_I, share, 0.2)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert len(share.collision_user) > 0, "a user meets likes of theirs among the negatives"
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_larger_than_one_block_of_users_gives_the_same_sums() -> None:
+    users = USERS_AT_ONCE + 3
+    _, share = share_of(users, 30, negatives=10, liked_share=0.1)
+    ours, plain = rows_of(share).requires_grad_(), rows_of(share).requires_grad_()
+    loss = sampled_softmax_loss(ours, torch.zeros(30), share, temperature=0.5)
+    expected = plain_loss(plain, torch.zeros(30), share, 0.5)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_user_who_likes_all_the_negatives_costs_nothing_and_is_finite() -> None:
+    _, share = share_of(3, 4, negatives=4, liked_share=1.0)
+    rows = rows_of(share).requires_grad_()
+    loss = sampled_softmax_loss(rows, torch.zeros(4), share, temperature=0.2)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(rows.grad, torch.zeros_like(rows))
+
+
+def test_bfloat16_is_the_same_loss_to_three_digits() -> None:
+    _, share = share_of(40, 60, negatives=30)
+    exact, rough = rows_of(share, 32).requires_grad_(), rows_of(share, 32).requires_grad_()
+    loss = sampled_softmax_loss(exact, torch.zeros(60), share, temperature=0.2)
+    low = sampled_softmax_loss(rough, torch.zeros(60), share, temperature=0.2, low_precision=True)
+    loss.backward()
+    low.backward()
+    assert low.item() != loss.item()
+    assert low.item() == pytest.approx(loss.item(), rel=2e-3)
+    assert F.cosine_similarity(exact.grad.flatten(), rough.grad.flatten(), dim=0) > 0.999
 
 
 def test_scores_far_outside_the_range_of_exp_are_no_problem() -> None:
-    user_BD, item_ID, batch = batch_of(4, 9, 6)
-    user_BD = (1000 * user_BD).requires_grad_()
-    loss = sampled_softmax_loss(user_BD, item_ID, torch.zeros(9), batch)
+    _, share = share_of(4, 9, negatives=6)
+    rows = (1000 * rows_of(share)).requires_grad_()
+    loss = sampled_softmax_loss(rows, torch.zeros(9), share, temperature=1e-4)
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(user_BD.grad).all()
+    assert torch.isfinite(rows.grad).all()
 
 
 def test_nobody_costs_nothing_and_still_has_a_gradient() -> None:
     """A rank whose share of a step is empty must take part in the exchange of gradients all the same."""
-    nobody = torch.zeros(0, dtype=torch.int64)
-    batch = Batch(nobody, nobody, nobody, torch.tensor([0, 1]), torch.zeros(2), weight=1.0)
-    user_BD, item_ID = torch.zeros(0, 5, requires_grad=True), torch.ones(3, 5, requires_grad=True)
-    loss = sampled_softmax_loss(user_BD, item_ID, torch.zeros(3), batch)
+    liked = interactions_by_user(np.array([0, 0]), np.array([0, 1]), num_users=1)
+    sampler = UserSampler(liked, 3, batches_per_epoch=1, negatives=3, seed=0, device=CPU)
+    share = next(iter(sampler.epoch(1, world=2)))[1]
+    assert share.num_users == 0
+    rows = rows_of(share).requires_grad_()
+    loss = sampled_softmax_loss(rows, torch.zeros(3), share, temperature=0.2)
     loss.backward()
     assert loss.item() == 0.0
-    assert float(item_ID.grad.abs().sum()) == 0.0
+    assert float(rows.grad.abs().sum()) == 0.0
 
 
 def test_the_correction_makes_drawn_negatives_stand_for_the_whole_catalogue() -> None:
-    """logQ: the expected sum over the drawn, corrected by their expected count, is the sum over everything."""
-    generator = torch.Generator().manual_seed(1)
-    score_I = torch.randn(50, generator=generator, dtype=torch.float64)
-    probability_I = torch.softmax(torch.randn(50, generator=generator, dtype=torch.float64), dim=0)
-    drawn = torch.multinomial(probability_I, 400_000, replacement=True, generator=generator)
-    corrected = torch.exp(score_I[drawn] - torch.log(400_000 * probability_I[drawn])).sum()
-    assert float(corrected) == pytest.approx(float(torch.exp(score_I).sum()), rel=0.01)
+    """logQ: the expected sum over the drawn, weighted by copies / expected copies, is the sum over everything."""
+    liked = interactions_by_user(
+        *np.nonzero(random_likes(np.random.default_rng(1), 60, 40, 0.2) | (np.arange(40) < 5)), num_users=60
+    )
+    sampler = UserSampler(liked, 40, batches_per_epoch=60, negatives=10, seed=1, device=CPU)
+    score_I = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    sums = [
+        float(torch.exp(score_I[share.items[share.negatives]] + share.negative_log_weight).sum())
+        for epoch in range(1, 200)
+        for (share,) in sampler.epoch(epoch, world=1)
+    ]
+    assert np.mean(sums) == pytest.approx(float(torch.exp(score_I).sum()), rel=0.01)
+
+
+def test_bpr_is_its_definition() -> None:
+    liked = interactions_by_user(*np.nonzero(random_likes(np.random.default_rng(0), 6, 9, 0.4)), num_users=6)
+    sampler = TripletSampler(liked, 9, likes_per_step=5, seed=1, device=CPU)
+    (share,) = next(iter(sampler.epoch(1, world=1)))
+    generator = torch.Generator().manual_seed(0)
+    row_WD, start_WD = (torch.randn(len(share.nodes), 4, generator=generator) for _ in range(2))
+    expected = 0.0
+    for user, yes, no in zip(share.user.tolist(), share.liked.tolist(), share.other.tolist(), strict=True):
+        margin = float(row_WD[user] @ row_WD[yes] - row_WD[user] @ row_WD[no])
+        expected += -math.log(1 / (1 + math.exp(-margin)))
+        expected += 0.01 / 2 * sum(float(start_WD[place].square().sum()) for place in (user, yes, no))
+    assert float(bpr_loss(row_WD, start_WD, share, decay=0.01)) == pytest.approx(expected / 5, rel=1e-5)

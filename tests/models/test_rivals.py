@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from models.graph import Csr, interactions_by_user
-from models.rivals import item_knn_scorer, popularity, popularity_scorer
+from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
+from models.topk import Scorer, top_k
 from tests.worlds import random_likes
 
 USERS, ITEMS = 25, 18
@@ -114,3 +115,73 @@ def test_the_similarity_is_the_common_users_over_both_norms_and_the_shrink(
     # a has both neighbours.
     assert score_BI[0, 0].item() == pytest.approx(to_b, rel=1e-6)
     assert score_BI[2, 0].item() == pytest.approx(to_c, rel=1e-6)
+
+
+# ---- one behaviour for all of them
+
+RIVALS = {
+    "popularity": lambda liked, items: popularity_scorer(liked, items),
+    "item-kNN": lambda liked, items: item_knn_scorer(liked, items, neighbours=10, shrink=1.0),
+    "EASE": lambda liked, items: ease_scorer(liked, items, regularisation=5.0),
+    "graph filter": lambda liked, items: graph_filter_scorer(liked, items, width=4, low_pass=0.3),
+}
+PERSONAL = [name for name in RIVALS if name != "popularity"]
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_scores_every_item_for_whomever_is_asked_in_their_order(name: str, liked: Csr) -> None:
+    scorer: Scorer = RIVALS[name](liked, ITEMS)
+    score_BI = scorer(np.array([8, 0, 24]))
+    assert (score_BI.shape, score_BI.dtype) == ((3, ITEMS), torch.float32)
+    assert not torch.isnan(score_BI).any()
+    torch.testing.assert_close(scorer(np.array([24, 8]))[[1, 0]], score_BI[[0, 2]])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_gives_fresh_memory_and_the_same_scores_for_the_same_graph(name: str, liked: Csr) -> None:
+    scorer: Scorer = RIVALS[name](liked, ITEMS)
+    before = scorer(np.arange(USERS)).clone()
+    scorer(np.arange(USERS)).fill_(-torch.inf)
+    assert torch.equal(scorer(np.arange(USERS)), before)
+    assert torch.equal(RIVALS[name](liked, ITEMS)(np.arange(USERS)), before)
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_a_personal_rival_finds_the_users_taste(name: str) -> None:
+    """Even users like even items. Everybody keeps their taste's other items to find."""
+    rng = np.random.default_rng(0)
+    likes_UI = np.zeros((40, 30), dtype=bool)
+    for user in range(40):
+        likes_UI[user, rng.permutation(np.arange(user % 2, 30, 2))[:7]] = True
+    liked = interactions_by_user(*np.nonzero(likes_UI), num_users=40)
+    (block,) = top_k(
+        RIVALS[name](liked, 30), popularity(liked, 30), users=np.arange(40), seen=liked, k=5, item_rank_I=np.arange(30)
+    )
+    assert (block.item_BK % 2 == block.users[:, None] % 2).mean() > 0.97
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_a_personal_rival_has_no_more_to_say_about_a_stranger_than_popularity(name: str, liked: Csr) -> None:
+    score_I = RIVALS[name](liked, ITEMS)(np.array([3]))[0]
+    assert torch.isneginf(score_I).all()
+
+
+def test_ease_is_its_definition(likes_UI: np.ndarray, liked: Csr) -> None:
+    likes = likes_UI.astype(np.float64)
+    inverse_II = np.linalg.inv(likes.T @ likes + 5.0 * np.eye(ITEMS))
+    weight_II = -inverse_II / np.diag(inverse_II)
+    np.fill_diagonal(weight_II, 0.0)
+    users = np.array([8, 0, 24])
+    scores = ease_scorer(liked, ITEMS, regularisation=5.0)(users)
+    np.testing.assert_allclose(scores.numpy(), (likes @ weight_II)[users], rtol=1e-4, atol=1e-5)
+
+
+def test_the_graph_filter_is_its_definition(likes_UI: np.ndarray, liked: Csr) -> None:
+    likes = likes_UI.astype(np.float64)
+    root_U, root_I = (np.sqrt(np.maximum(likes.sum(axis=axis), 1)) for axis in (1, 0))
+    normal_UI = likes / root_U[:, None] / root_I
+    smooth_IC = np.linalg.svd(normal_UI)[2][:4].T
+    filter_II = normal_UI.T @ normal_UI + 0.3 * (smooth_IC / root_I[:, None]) @ (smooth_IC * root_I[:, None]).T
+    users = np.array([8, 0, 24])
+    scores = graph_filter_scorer(liked, ITEMS, width=4, low_pass=0.3)(users)
+    np.testing.assert_allclose(scores.numpy(), (likes @ filter_II)[users], rtol=1e-3, atol=1e-4)

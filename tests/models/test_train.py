@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -13,16 +14,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import models.lightgcn
 import models.topk
 import models.train
 from models.distributed import Ranks
-from models.graph import load_csr
+from models.graph import interactions_by_user, load_csr, normalised_adjacency, save_arrays
+from models.identity import identity_of
 from models.lightgcn import LightGCN
+from models.progress import Failure, Progress
 from models.rivals import popularity
 from models.topk import InnerProduct, top_k
-from models.train import Diverged, Fit, Spec, Validation, fit
+from models.train import Fit, Spec, fit
 from tasks.contracts import Graph
-from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world
+from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world, validation_of
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +58,8 @@ class Trained:
 
 
 def train_alone(spec: Spec) -> Trained:
-    judged = fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=Validation(spec))
-    served = fit(spec, ALONE, "served", epochs=judged.epochs, validation=None)
+    judged = fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=validation_of(spec), identity="")
+    served = fit(spec, ALONE, "served", epochs=judged.epochs, validation=None, identity="")
     return Trained(Path(spec.output_folder), {"judged": asdict(judged), "served": asdict(served)})
 
 
@@ -193,17 +197,17 @@ def test_the_served_fit_takes_the_epochs_that_the_judged_fit_found(one_rank: Tra
 
 def test_training_stops_when_recall_has_not_risen_for_patience_looks(graph: Graph, tmp_path: Path) -> None:
     spec = spec_for(graph, tmp_path, max_epochs=200, patience=2, validate_every=3)
-    judged = fit(spec, ALONE, "judged", epochs=200, validation=Validation(spec))
+    judged = fit(spec, ALONE, "judged", epochs=200, validation=validation_of(spec), identity="")
     assert len(judged.curve) == judged.epochs + 2 * 3 < 200
 
 
 def test_the_judged_file_holds_the_best_look_not_the_last(graph: Graph, tmp_path: Path) -> None:
     """The learning rate follows max_epochs, so training of just so many epochs takes the same path."""
     spec = spec_for(graph, tmp_path / "all", max_epochs=40, patience=3, validate_every=1)
-    judged = fit(spec, ALONE, "judged", epochs=40, validation=Validation(spec))
+    judged = fit(spec, ALONE, "judged", epochs=40, validation=validation_of(spec), identity="")
     assert len(judged.curve) > judged.epochs
     shorter = spec_for(graph, tmp_path / "short", max_epochs=40, patience=3, validate_every=1)
-    fit(shorter, ALONE, "judged", epochs=judged.epochs, validation=None)
+    fit(shorter, ALONE, "judged", epochs=judged.epochs, validation=None, identity="")
     assert (tmp_path / "all/judged.safetensors").read_bytes() == (tmp_path / "short/judged.safetensors").read_bytes()
 
 
@@ -228,19 +232,19 @@ def test_a_rank_gives_a_sign_of_life_between_any_two_pieces_of_work(
 
         monkeypatch.setattr(module, name, watched)
 
-    works(models.train, "adjacency_tensor")
+    works(models.train, "spectral_start")
     works(torch.linalg, "qr")
     works(torch.linalg, "svd")
     works(LightGCN, "forward")
     works(models.topk, "_best")  # once a block
     monkeypatch.setattr(models.topk, "users_per_block", lambda *_: 5)
-    validation = Validation(spec)
-    fit(spec, ALONE, "judged", epochs=2, validation=validation)
+    validation = validation_of(spec)
+    fit(spec, ALONE, "judged", epochs=2, validation=validation, identity="")
     assert silent == []
     counts = {name: pieces.count(name) for name in pieces}
     blocks = -(-len(validation.users) // 5)
     assert blocks > 1
-    assert counts["adjacency_tensor"] == counts["svd"] == 1
+    assert counts["spectral_start"] == counts["svd"] == 1
     assert (counts["qr"], counts["forward"]) == (7, 2 * 4)
     assert counts["_best"] >= 2 * blocks, "each look goes through its blocks"
 
@@ -248,7 +252,7 @@ def test_a_rank_gives_a_sign_of_life_between_any_two_pieces_of_work(
 def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:
     def losses(seed: int) -> list[float]:
         spec = spec_for(graph, tmp_path / str(seed), seed=seed, max_epochs=1)
-        result: Fit = fit(spec, ALONE, "served", epochs=1, validation=None)
+        result: Fit = fit(spec, ALONE, "served", epochs=1, validation=None, identity="")
         return [epoch.loss for epoch in result.curve]
 
     assert losses(1) != losses(2)
@@ -256,8 +260,125 @@ def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_fit(graph: Graph, tmp_path: Path) -> None:
     spec = spec_for(graph, tmp_path, temperature=1e-45)
-    with pytest.raises(Diverged, match=r"the loss of the judged fit is (nan|inf) in epoch 1 of 6"):
-        fit(spec, ALONE, "judged", epochs=6, validation=Validation(spec))
+    with pytest.raises(Failure, match=r"the loss of the judged fit is (nan|inf) in epoch 1 of 6, step 1"):
+        fit(spec, ALONE, "judged", epochs=6, validation=validation_of(spec), identity="")
+
+
+def test_a_gradient_that_is_no_number_ends_the_fit_at_that_step_and_is_named(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_for(graph, tmp_path)
+    propagate, calls = models.lightgcn.mean_of_layers, []
+
+    def poisoned(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        mean_ND = propagate(*arguments)  # type: ignore[arg-type]
+        if len(calls) == 6:  # forward and backward of two steps, then the third's backward
+            mean_ND[3, 1] = torch.nan
+        return mean_ND
+
+    monkeypatch.setattr(models.lightgcn, "mean_of_layers", poisoned)
+    with pytest.raises(Failure, match="the gradient of the table of the served fit is nan in epoch 1 of 6, step 3"):
+        fit(spec, ALONE, "served", epochs=6, validation=None, identity="")
+
+
+def test_a_loss_that_rises_instead_of_falling_ends_the_fit() -> None:
+    progress = Progress("judged")
+    for loss in (6.0, 5.0, 8.9):
+        progress.add(loss, None)
+    with pytest.raises(
+        Failure, match=r"the loss of the judged fit rose from 6 in epoch 1 to 9.1 in epoch 4"
+    ) as failure:
+        progress.add(9.1, None)
+    assert failure.value.name == "TrainingDiverged"
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+@pytest.mark.parametrize("dies_in", [3, 14, 25])
+def test_a_fit_that_died_goes_on_from_its_checkpoint_and_ends_in_the_same_bytes(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_in: int, loss: str
+) -> None:
+    """Four steps an epoch: it dies in epoch 1, 4 and 7, with a checkpoint after each."""
+    settings = {"max_epochs": 9, "validate_every": 2, "patience": 100, "checkpoint_s": 0.0, "loss": loss}
+    undisturbed = spec_for(graph, tmp_path / "undisturbed", **settings)
+    spec = spec_for(graph, tmp_path / "died", **settings)
+    validation = validation_of(spec)
+    whole = fit(undisturbed, ALONE, "judged", epochs=9, validation=validation, identity="a")
+    step, steps = models.train.Training.step, []
+
+    def dies(self: models.train.Training, *arguments: object, **named: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == dies_in:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(models.train.Training, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fit(spec, ALONE, "judged", epochs=9, validation=validation, identity="a")
+    monkeypatch.undo()
+    resumed = fit(spec, ALONE, "judged", epochs=9, validation=validation, identity="a")
+    assert resumed.resumed_at == (dies_in - 1) // 4
+    assert [(e.epoch, e.loss, e.validation_recall) for e in resumed.curve] == [
+        (e.epoch, e.loss, e.validation_recall) for e in whole.curve
+    ]
+    assert (resumed.epochs, resumed.collision_rate) == (whole.epochs, whole.collision_rate)
+    written = [(tmp_path / name / "judged.safetensors").read_bytes() for name in ("undisturbed", "died")]
+    assert written[0] == written[1]
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path, max_epochs=4, checkpoint_s=0.0)
+    fit(spec, ALONE, "served", epochs=3, validation=None, identity="yesterday's")
+    assert fit(spec, ALONE, "served", epochs=4, validation=None, identity="yesterday's").resumed_at == 3
+    assert fit(spec, ALONE, "served", epochs=4, validation=None, identity="today's").resumed_at == 0
+
+
+def test_the_identity_of_a_training_is_its_graph_settings_code_and_ranks(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path)
+    ours = identity_of(graph.folder, spec.settings(), world=2)
+    assert ours == identity_of(graph.folder, spec_for(graph, tmp_path / "elsewhere", timeout_s=9).settings(), world=2)
+    assert ours.differences(identity_of(graph.folder, spec.settings(), world=3)) == ["world"]
+    changed = spec_for(graph, tmp_path, learning_rate=0.04).settings()
+    assert ours.differences(identity_of(graph.folder, changed, world=2)) == ["settings"]
+    other = tmp_path / "graph"
+    shutil.copytree(graph.folder, other)
+    values = np.load(other / "adjacency_train.values.npy")
+    values[7] = np.nextafter(values[7], 1)
+    np.save(other / "adjacency_train.values.npy", values)
+    assert ours.differences(identity_of(str(other), spec.settings(), world=2)) == ["graph"]
+
+
+def test_where_the_seconds_went_adds_up(one_rank: Trained) -> None:
+    for which in ("judged", "served"):
+        parts, whole = one_rank.result[which]["seconds_by_part"], one_rank.result[which]["seconds"]
+        assert set(parts) >= {"start", "sample", "propagate", "score", "backward", "exchange", "optimiser"}
+        assert 0.5 * whole < sum(parts.values()) <= whole + parts["start"] + 1e-3
+
+
+def test_bpr_learns_the_tastes_too(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path, loss="bpr", max_epochs=30, validate_every=5)
+    judged = fit(spec, ALONE, "judged", epochs=30, validation=validation_of(spec), identity="")
+    assert judged.curve[-1].loss < 0.5 * judged.curve[0].loss
+    assert max(e.validation_recall or 0.0 for e in judged.curve) > 0.4
+    assert judged.collision_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("users", "items"), [(1, 1), (1, 7), (7, 1), (6, 5)], ids=["one pair", "one user", "one item", "complete"]
+)
+def test_a_graph_of_one_user_or_one_item_or_everything_trains_to_finite_tables(
+    users: int, items: int, tmp_path: Path
+) -> None:
+    """Everybody likes everything; user and item rows beside them have no edge at all."""
+    liked = interactions_by_user(*np.nonzero(np.ones((users, items))), num_users=users + 1)
+    save_arrays(tmp_path, "liked_all", liked)
+    save_arrays(tmp_path, "adjacency_all", normalised_adjacency(liked, items + 1))
+    world = Graph(str(tmp_path), "", "", users + 1, items + 1, *([users * items] * 4), 0, 0, 0)
+    for loss in ("softmax", "bpr"):
+        spec = spec_for(world, tmp_path / loss, batches_per_epoch=50, max_epochs=2, loss=loss)
+        fit(spec, ALONE, "served", epochs=2, validation=None, identity="")
+        tables = load_file(tmp_path / loss / "served.safetensors")
+        assert all(np.isfinite(table).all() for table in tables.values())
 
 
 def test_users_and_items_that_only_the_future_knows_do_not_disturb_the_judged_fit(tmp_path: Path) -> None:
@@ -273,6 +394,6 @@ def test_users_and_items_that_only_the_future_knows_do_not_disturb_the_judged_fi
     )
     graph = build_graph_of(world.seen.vstack(met_once(newcomers)).sort("user_id", "item_id"), tmp_path / "graph")
     spec = spec_for(graph, tmp_path / "fit", max_epochs=2)
-    judged = fit(spec, ALONE, "judged", epochs=2, validation=Validation(spec))
+    judged = fit(spec, ALONE, "judged", epochs=2, validation=validation_of(spec), identity="")
     assert all(np.isfinite(epoch.loss) for epoch in judged.curve)
     assert all(np.isfinite(table).all() for table in load_file(tmp_path / "fit" / "judged.safetensors").values())

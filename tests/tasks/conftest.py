@@ -77,7 +77,7 @@ def make_night(tmp_path: Path) -> Callable[..., Night]:
             num_files=3,
             num_input_bytes=12345,
         )
-        fitted = Fitted("", "", "", "f" * 64, 3, 0.2, 1.0, 1.0, 1, 1, "cpu", 640)
+        fitted = Fitted("", "", "", "f" * 64, 3, 0.2, 1.0, 1.0, 1, 1, "cpu", "data", 0.01, 0, "", 640)
         passed = bool(changes.get("passed", True))
         verdict = Verdict(passed, (Check("popularity", passed, "recall 0.30 against 0.20"),))
         recommendations = Recommendations(

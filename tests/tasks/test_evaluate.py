@@ -53,7 +53,7 @@ def test_the_difference_is_that_of_the_means(evaluation: Evaluation) -> None:
 
 
 def test_every_user_with_a_like_in_the_part_counts_for_every_model(evaluation: Evaluation, graph: Graph) -> None:
-    assert {s.model for s in evaluation.scores} == {"lightgcn", "popularity", "item_knn"}
+    assert {s.model for s in evaluation.scores} == {"lightgcn", "popularity", "item_knn", "ease", "graph_filter"}
     for each in evaluation.scores:
         assert each.num_users == {"validation": graph.num_validation_users, "test": graph.num_test_users}[each.part]
         assert 0 <= each.recall.low <= each.recall.mean <= each.recall.high <= 1
@@ -78,7 +78,7 @@ def tables_that_know_the_future(graph: Graph, folder: Path, part: str) -> Fitted
     ] = 1
     path = folder / "judged.safetensors"
     save_file({"user_UD": user_UI, "item_ID": torch.eye(graph.num_items)}, path)
-    return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
+    return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -96,7 +96,7 @@ def test_who_lists_only_the_other_taste_is_clearly_worse_than_popularity(graph: 
     other_UD, item_ID = torch.eye(2)[1 - taste_U], torch.eye(2)[taste_I]
     path = tmp_path / "judged.safetensors"
     save_file({"user_UD": other_UD.contiguous(), "item_ID": item_ID.contiguous()}, path)
-    fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
+    fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
     evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
     assert score(evaluation, "lightgcn").recall.mean == 0.0
     assert evaluation.over_popularity["recall"].high < 0
@@ -180,7 +180,7 @@ def test_coverage_by_hand(k: int, share: float, tmp_path: Path) -> None:
     graph = build_graph_of(met_once(seen), tmp_path / "graph", split="per_user_time")
     knows_nothing = tmp_path / "judged.safetensors"
     save_file({"user_UD": torch.zeros(3, 1), "item_ID": torch.zeros(7, 1)}, knows_nothing)
-    fitted = Fitted(str(tmp_path), str(knows_nothing), "", "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", 0)
+    fitted = Fitted(str(tmp_path), str(knows_nothing), "", "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
     evaluation = evaluate_fit(graph, fitted, EvaluateConfig(k=k, resamples=100), block_bytes=BLOCK_BYTES)
     assert score(evaluation, "popularity", "validation").coverage == pytest.approx(share)
     assert score(evaluation, "popularity", "test").coverage == pytest.approx(share)

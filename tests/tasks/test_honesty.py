@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from models.distributed import Ranks
-from models.train import Validation, fit
+from models.train import fit
 from tasks.config import EvaluateConfig, RecommendConfig
 from tasks.contracts import Graph
 from tasks.evaluate.judging import evaluate_fit
 from tasks.recommend.lists import recommend_everyone
-from tests.worlds import build_graph_of, fit_here, spec_for, two_taste_world
+from tests.worlds import build_graph_of, fit_here, spec_for, two_taste_world, validation_of
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 
@@ -39,7 +39,7 @@ def test_the_judged_fit_needs_nothing_of_test_or_of_everything(graph: Graph, tmp
     whole = fit_here(graph, tmp_path / "whole")
     remove(graph, "liked_test.*", "seen_before_test.*", "liked_all.*", "adjacency_all.*", "seen_all.*")
     spec = spec_for(graph, tmp_path / "blind")
-    fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=Validation(spec))
+    fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=validation_of(spec), identity="")
     assert (tmp_path / "blind" / "judged.safetensors").read_bytes() == Path(whole.judged_path).read_bytes()
 
 
@@ -47,7 +47,7 @@ def test_the_served_fit_learns_from_everything_and_needs_no_part_of_the_split(gr
     whole = fit_here(graph, tmp_path / "whole")
     remove(graph, "liked_train.*", "adjacency_train.*", "liked_validation.*", "liked_test.*")
     spec = spec_for(graph, tmp_path / "served")
-    fit(spec, ALONE, "served", epochs=whole.epochs, validation=None)
+    fit(spec, ALONE, "served", epochs=whole.epochs, validation=None, identity="")
     assert (tmp_path / "served" / "served.safetensors").read_bytes() == Path(whole.served_path).read_bytes()
 
 

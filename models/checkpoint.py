@@ -1,0 +1,83 @@
+"""Where a fit stood, so that a killed one goes on and ends in the same bytes. Safetensors and JSON, never a pickle.
+
+`<fit>-<epoch>.safetensors` holds the tensors; `<fit>-<epoch>.json` is written after it, holds their hash, the identity
+of the training (graph, settings, code, number of ranks) and a hash of itself. What does not fit exactly is not loaded.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEPT = 2  # of each fit: the newest, and one before it in case the newest cannot be read
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    epoch: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, fit: str, identity: str, checkpoint: Checkpoint) -> None:
+    """Tensors first, then the JSON that makes them valid, each written aside, flushed to disk and renamed."""
+    folder.mkdir(exist_ok=True)
+    tensors_path = folder / f"{fit}-{checkpoint.epoch:06d}.safetensors"
+    aside = tensors_path.with_suffix(".tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, aside)
+    body = {"identity": identity, "epoch": checkpoint.epoch, "tensors": _sha256(aside), "state": checkpoint.state}
+    _flush_and_rename(aside, tensors_path)
+    aside.write_text(json.dumps({"body": body, "seal": _seal(body)}, indent=1))
+    _flush_and_rename(aside, tensors_path.with_suffix(".json"))
+    for outdated in sorted(folder.glob(f"{fit}-*.json"))[:-KEPT]:
+        outdated.unlink()
+        outdated.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path, fit: str, identity: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest that is whole and of this very training, and why newer ones were passed over."""
+    passed_over: list[str] = []
+    for path in sorted(folder.glob(f"{fit}-*.json"), reverse=True):
+        try:
+            return _read(path, identity), passed_over
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            passed_over.append(f"{path.name}: {error}")
+    return None, passed_over
+
+
+def _read(path: Path, identity: str) -> Checkpoint:
+    written = json.loads(path.read_text())
+    body = written["body"]
+    if written["seal"] != _seal(body):
+        raise ValueError("its JSON is not what was written")
+    if body["identity"] != identity:
+        raise ValueError("it is of another training (graph, settings, code or number of ranks)")
+    tensors_path = path.with_suffix(".safetensors")
+    if _sha256(tensors_path) != body["tensors"]:  # before a single byte is parsed
+        raise ValueError("its tensors are not what was written")
+    return Checkpoint(body["epoch"], load_file(tensors_path), body["state"])
+
+
+def _seal(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush_and_rename(aside: Path, path: Path) -> None:
+    with open(aside, "rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

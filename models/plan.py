@@ -1,0 +1,89 @@
+"""How a fit is laid out on ranks, decided before it starts: what each split needs in memory, moves and multiplies.
+
+Sizes are counted, not measured: N nodes, E likes, D columns, L layers, P ranks, 4 bytes a number. The rates that turn
+counts into seconds are rough on purpose; they order the splits, they do not promise a time (benchmarks/README.md has
+the formula beside what was measured).
+"""
+
+from dataclasses import dataclass
+
+from models.lightgcn import COLUMNS_AT_ONCE
+from models.losses import USERS_AT_ONCE
+
+TABLES = 8  # table, gradient, Adam's two moments, propagated, its gradient, and two more while one becomes the other
+ROW_TABLES = 7  # of the rows that a step needs: as fetched, of length one, per temperature, gradients of each
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained. `likes` is the larger of the two fits'."""
+
+    users: int
+    items: int
+    likes: int
+    width: int
+    layers: int
+    batches_per_epoch: int
+    negatives: int
+
+    @property
+    def nodes(self) -> int:
+        return self.users + self.items
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one rank. Multiply-adds a second where rows are gathered (the graph) and where they are not (scores)."""
+
+    gathered: float
+    dense: float
+    bytes_moved: float  # to other ranks, a second
+
+
+CPU_THREAD = Rates(gathered=5e9, dense=6e10, bytes_moved=1e9)
+GPU = Rates(gathered=3e11, dense=1e13, bytes_moved=1e11)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One split on so many ranks."""
+
+    split: str
+    bytes_of_rank: int  # of the device, at the peak of a step
+    bytes_of_host: int  # of the machine's memory for all its ranks: start, hand-over, validation
+    bytes_moved: int  # that a rank sends in a step
+    seconds_of_step: float
+
+
+def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
+    """The cost model. `data` on one rank is a fit that is not split."""
+    table = 4 * size.nodes * size.width
+    whole_graph = 2 * size.likes * 8 + 4 * size.nodes
+    likes_of_share = size.likes / size.batches_per_epoch / ranks
+    items_of_share = min(size.items, likes_of_share + size.negatives)
+    rows_of_share = size.users / size.batches_per_epoch / ranks + items_of_share
+    own = table if split == "data" else table / ranks
+    graph = whole_graph / ranks if split == "rows" else whole_graph
+    strip = 4 * size.nodes * min(size.width, COLUMNS_AT_ONCE)
+    step = ROW_TABLES * 4 * rows_of_share * size.width + 40 * likes_of_share + 12 * USERS_AT_ONCE * size.negatives
+    fetched = 2 * (ranks - 1) / ranks * 4 * rows_of_share * size.width  # rows there, gradients back
+    moved = {
+        "data": 2 * (ranks - 1) / ranks * table,
+        "columns": fetched,
+        "rows": fetched + 2 * size.layers * (ranks - 1) / ranks * table,
+    }[split]
+    gathered = 4 * size.layers * size.likes * size.width / (1 if split == "data" else ranks)
+    dense = 3 * size.users / size.batches_per_epoch / ranks * size.negatives * size.width
+    return Cost(
+        split=split,
+        bytes_of_rank=int(TABLES * own + graph + 3 * strip + step),
+        bytes_of_host=int(ranks * 4 * table + whole_graph),
+        bytes_moved=int(moved),
+        seconds_of_step=gathered / rates.gathered + dense / rates.dense + moved / rates.bytes_moved,
+    )
+
+
+def cheapest(costs: list[Cost], bytes_of_device: float) -> Cost | None:
+    """The fastest that fits, the simplest of equals (they stand in that order); None where none fits."""
+    fitting = [cost for cost in costs if cost.bytes_of_rank <= bytes_of_device]
+    return min(fitting, key=lambda cost: cost.seconds_of_step) if fitting else None

@@ -1,0 +1,47 @@
+"""What ranks compute, written down for a test to compare: `python -m tests.models.parity spec.json`, by torchrun.
+
+For each split: the gradient of the first step, and table and lists' tables after one pass.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from models.clock import Clock
+from models.distributed import SPLITS, Ranks, join_ranks
+from models.graph import load_csr
+from models.train import Spec, begin, sampler_of
+
+
+def first_step_and_one_pass(spec: Spec, ranks: Ranks) -> dict[str, torch.Tensor]:
+    liked = load_csr(spec.graph_folder, "liked_train")
+    training = begin(spec, ranks, "judged", liked, Clock())
+    sampler = sampler_of(spec, liked, ranks.device)
+    measured: dict[str, torch.Tensor] = {}
+    for step, shares in enumerate(sampler.epoch(1, ranks.world)):
+        training.step(shares, learning_rate=spec.learning_rate, at=(1, step))
+        if step == 0:
+            gradient = training.model.table.grad
+            assert gradient is not None
+            measured["gradient"] = training.layout.whole(gradient).clone()
+    measured["user_UD"], measured["item_ID"] = training.tables()
+    return {name: tensor.contiguous() for name, tensor in measured.items()}
+
+
+def main(spec_path: str) -> None:
+    spec = Spec(**json.loads(Path(spec_path).read_text()))
+    torch.set_num_threads(1)
+    with join_ranks("cpu", timeout_s=60) as ranks:
+        for loss in ("softmax", "bpr"):
+            for split in SPLITS:
+                measured = first_step_and_one_pass(replace(spec, split=split, loss=loss), ranks)
+                if ranks.is_first:
+                    save_file(measured, Path(spec.output_folder) / f"{loss}-{split}.safetensors")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
