@@ -4,13 +4,13 @@
 
 DATA holds movielens-100k/ratings.parquet and movielens-small/ratings.parquet (user_id, item_id, rating, timestamp in
 seconds). Each night is `make nightly FORCE=1`: a process of its own with Prefect's embedded server. The first of a
-data set and split warms the disk and is not counted; the median of the others is. Prints the tables and writes benchmarks/results/night.json.
+data set and split warms the disk and is not counted; the median of the others is. Prints the tables and writes
+benchmarks/results/night.json.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.common import PROJECT_ROOT, commit, machine
+
 DATA_SETS = {"ml100k": "movielens-100k", "mlsmall": "movielens-small"}
 SPLITS = ("per_user_time", "global_time")
 MODELS = {
@@ -131,22 +132,6 @@ def print_tables(results: dict[str, Any], report: dict[str, Any]) -> None:
     totals = (statistics.median(night["night_seconds"]) for night in results.values())
     print(f"{'the whole process':<34}" + "".join(f"{total:6.2f}".ljust(26) for total in totals))
     print("\n" + "\n".join(f"{name:<40}{value:.4f}" for name, value in report["figures"].items()))
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {platform.python_version()}"
-
-
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

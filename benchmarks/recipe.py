@@ -1,123 +1,159 @@
 """Why the recipe's defaults are what they are: validation recall@20 of the judged fit, one setting changed at a time.
 
-    make bench-recipe [DATA=folder]
+    make bench-recipe [DATA=folder] [ONLY="gowalla ml1m"]
 
-Test likes are not read. Baselines on the same validation users stand first. Prints the table and writes
-benchmarks/results/recipe.json.
+Six data sets and splits: MovieLens-100K and -small, each by each user's last tenth and by global time; MovieLens-1M
+and Gowalla by a tenth of each user's train likes. Test likes are not read. Rivals on the same validation users stand
+first. Prints the table and merges it into benchmarks/results/recipe.json.
 """
 
 import argparse
-import json
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
+from safetensors.torch import load_file
 
-from benchmarks.night import DATA_SETS, PROJECT_ROOT, SPLITS, commit, machine
+from benchmarks.common import (
+    carve_validation,
+    merge_results,
+    read_split,
+    spec_of,
+    write_arrays,
+    write_movielens,
+)
 from models.distributed import Ranks
-from models.rivals import item_knn_scorer, popularity, popularity_scorer
-from models.topk import top_k
-from models.train import Spec, Validation, fit
-from tasks.config import NightlyConfig
-from tasks.graph.edges import write_graph
-from tasks.graph.ids import number_ids
-from tasks.graph.split import split_by_time
+from models.metrics import hits, recall
+from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
+from models.topk import Scorer, top_k
+from models.train import Spec, fit, make_repeatable
+from models.validation import Validation
 
-DEFAULTS = NightlyConfig().train.model_dump(exclude={"ranks", "device", "threads", "silence_s", "relaunches"})
 CHANGES: list[dict[str, Any]] = [
     {},
     {"temperature": 0.1},
-    {"temperature": 0.3},
+    {"temperature": 0.12},
+    {"temperature": 0.15},
+    {"temperature": 0.2},
     {"popularity_bias": 0.0},
+    {"popularity_bias": 0.5},
     {"popularity_bias": 0.9},
-    {"temperature": 0.1, "popularity_bias": 0.9},
+    {"layers": 0},
     {"layers": 1},
     {"layers": 3},
-    {"width": 32},
-    {"width": 128},
+    {"width": 64},
+    {"width": 256},
+    {"negatives": 2048},
     {"learning_rate": 0.005},
-    {"weight_decay": 0.001},
+    {"weight_decay": 0.0001},
     {"batches_per_epoch": 16},
     {"max_epochs": 40},
+    {"precision": "bfloat16"},
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
+    parser.add_argument("--only", nargs="*", help="some of the data sets")
+    parser.add_argument("--change", nargs="*", metavar="NAME=VALUE", help="one change instead of the list")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    make_repeatable(2)
     warnings.simplefilter("ignore")
+    changes = CHANGES
+    if options.change:
+        changes = [{name: _as_number(value) for name, value in (one.split("=") for one in options.change)}]
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in DATA_SETS.items():
-            for split in SPLITS:
-                spec = prepare(
-                    Path(options.data) / folder / "ratings.parquet", split, Path(scratch) / f"{name}_{split}"
-                )
-                results[f"{name}_{split}"] = measure(spec)
-    columns = list(results)
-    print(f"{machine()}, commit {commit()}\n\n{'validation recall@20':<46}" + "".join(f"{c:<24}" for c in columns))
-    for row in results[columns[0]]:
-        print(f"{row:<46}" + "".join(f"{results[column][row]:<24.4f}" for column in columns))
-    path = PROJECT_ROOT / "benchmarks" / "results" / "recipe.json"
-    path.write_text(json.dumps({"machine": machine(), "commit": commit(), "figures": results}, indent=1) + "\n")
-    print(f"\nwritten to {path.relative_to(PROJECT_ROOT)}")
+        for name in options.only or DATA_SETS:
+            spec = prepare(name, Path(options.data), Path(scratch))
+            results[name] = measure(spec, changes, rivals=not options.change)
+    print(f"\n{'validation recall@20':<40}" + "".join(f"{name:<18}" for name in results))
+    for row in next(iter(results.values())):
+        print(f"{row:<40}" + "".join(f"{found[row]:<18.4f}" for found in results.values()))
+    if not options.change:
+        for name, found in results.items():
+            merge_results("recipe", name, {f"{name}: {row}": value for row, value in found.items()}, None)
 
 
-def prepare(ratings: Path, split: str, folder: Path) -> Spec:
-    folder.mkdir()
-    latest = pl.read_parquet(ratings).sort("timestamp").unique(["user_id", "item_id"], keep="last")
-    seen = latest.select(
-        "user_id", "item_id", timestamp_us=pl.col("timestamp") * 1_000_000, liked=pl.col("rating") >= 4
-    ).sort("user_id", "item_id")
-    time = pl.col("timestamp_us")  # these sets have one rating a pair
-    seen = seen.with_columns(first_seen_us=time, first_liked_us=pl.when("liked").then(time))
-    pairs, user_ids, item_ids = number_ids(seen)
-    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
-    write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
-    return Spec(
-        graph_folder=str(folder),
-        output_folder=str(folder),
-        num_users=len(user_ids),
-        num_items=len(item_ids),
-        device="cpu",
-        threads=2,
-        k=20,
-        timeout_s=60,
-        **DEFAULTS,
+DATA_SETS = ("ml100k_user", "ml100k_global", "mlsmall_user", "mlsmall_global", "ml1m", "gowalla")
+
+
+def prepare(name: str, data: Path, scratch: Path) -> Spec:
+    if name in ("ml1m", "gowalla"):
+        liked, _, num_items = read_split(data / {"ml1m": "movielens-1m", "gowalla": "gowalla"}[name])
+        train, validation = carve_validation(liked)
+        folder = write_arrays(scratch / name, train, validation, num_items, users_at_most=6000)
+        return spec_of(folder, liked.num_rows, num_items)
+    short, split = name.split("_")
+    ratings = data / {"ml100k": "movielens-100k", "mlsmall": "movielens-small"}[short] / "ratings.parquet"
+    folder, num_users, num_items = write_movielens(
+        ratings, {"user": "per_user_time", "global": "global_time"}[split], scratch / name
     )
+    return spec_of(folder, num_users, num_items)
 
 
-def measure(spec: Spec) -> dict[str, float]:
-    validation = Validation(spec)
-    liked = validation.train
+def measure(spec: Spec, changes: list[dict[str, Any]], *, rivals: bool) -> dict[str, float]:
+    validation = Validation(spec.graph_folder, num_items=spec.num_items, k=spec.k, seed=spec.seed)
     measured = {}
-    for name, scorer in (
+    for name, scorer in _rivals(validation, spec) if rivals else ():
+        measured[name] = _recall_of(scorer, validation, spec)
+        print(f"{spec.graph_folder.split('/')[-1]}: {name} {measured[name]:.4f}", flush=True)
+    for change in changes:
+        changed = Spec(**{**vars(spec), **change})
+        alone = Ranks(0, 1, torch.device("cpu"))
+        found = fit(changed, alone, "judged", epochs=changed.max_epochs, validation=validation, identity="")
+        label = "the defaults" if not change else ", ".join(f"{key} {value}" for key, value in change.items())
+        looks = {e.epoch: e.validation_recall for e in found.curve if e.validation_recall is not None}
+        measured[label] = looks[found.epochs]
+        tables = load_file(Path(spec.output_folder) / "judged.safetensors")
+        light = validation.train.counts()[validation.users] < 10
+        per_user = validation.recall_of((tables["user_UD"], tables["item_ID"]), validation.users)
+        print(
+            f"{spec.graph_folder.split('/')[-1]}: {label} {measured[label]:.4f} at epoch {found.epochs}, last look "
+            f"{list(looks.values())[-1]:.4f}, {found.seconds:.1f} s, users with under 10 likes "
+            f"{per_user[light].mean() if light.any() else float('nan'):.4f}",
+            flush=True,
+        )
+    return measured
+
+
+def _rivals(validation: Validation, spec: Spec) -> list[tuple[str, Scorer]]:
+    liked = validation.train
+    rivals = [
         ("popularity", popularity_scorer(liked, spec.num_items)),
         ("item-kNN", item_knn_scorer(liked, spec.num_items, neighbours=200, shrink=10.0)),
-    ):
-        blocks = top_k(
-            scorer,
-            popularity(liked, spec.num_items),
-            users=validation.users,
-            seen=validation.seen,
-            k=spec.k,
-            item_rank_I=np.arange(spec.num_items),
-        )
-        measured[name] = float(np.concatenate([validation._recall_of(b.users, b.item_BK) for b in blocks]).mean())
-    for change in CHANGES:
-        changed = Spec(**{**vars(spec), **change})
-        found = fit(
-            changed, Ranks(0, 1, torch.device("cpu")), "judged", epochs=changed.max_epochs, validation=validation
-        )
-        label = "the defaults" if not change else ", ".join(f"{key} {value}" for key, value in change.items())
-        measured[label] = max(e.validation_recall for e in found.curve if e.validation_recall is not None)
-    return measured
+        ("graph filter", graph_filter_scorer(liked, spec.num_items, width=256, low_pass=0.3)),
+    ]
+    if spec.num_items <= 10_000:
+        rivals.append(("EASE", ease_scorer(liked, spec.num_items, regularisation=300.0)))
+    return rivals
+
+
+def _recall_of(scorer: Scorer, validation: Validation, spec: Spec) -> float:
+    blocks = top_k(
+        scorer,
+        popularity(validation.train, spec.num_items),
+        users=validation.users,
+        seen=validation.seen,
+        k=spec.k,
+        item_rank_I=validation.item_rank_I,
+    )
+    target = validation.target
+    per_user = [recall(hits(b.item_BK, b.users, target, spec.num_items), target.counts()[b.users]) for b in blocks]
+    return float(np.concatenate(per_user).mean())
+
+
+def _as_number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 if __name__ == "__main__":

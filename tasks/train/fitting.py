@@ -13,6 +13,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from models.losses import temperature_of
 from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of
 from models.train import Spec
 from tasks.config import TrainConfig
@@ -69,7 +70,10 @@ def fit_twice(
         k=k,
         timeout_s=max(30, settings.silence_s),
         checkpoint_s=settings.checkpoint_s,
-        **settings.model_dump(exclude=SUPERVISION | WHERE),
+        **settings.model_dump(exclude=SUPERVISION | WHERE | {"temperature"}),
+        # By the train part, for both fits: the served one must take the judged one's recipe.
+        temperature=settings.temperature
+        or temperature_of(users=graph.num_users, items=graph.num_items, likes=graph.num_train),
     )
     launch = Launch(
         folder / "spec.json",
