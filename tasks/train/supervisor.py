@@ -53,8 +53,10 @@ class Launch:
     nodes: int = 1
     rdzv_endpoint: str = ""
 
-    def torchrun(self) -> list[str]:
-        """The command of one node; with several nodes each runs the same one."""
+    def command(self) -> list[str]:
+        """What one node runs; with several nodes each runs the same. One rank needs nobody to start and watch it."""
+        if self.ranks == self.nodes == 1:
+            return [sys.executable, "-m", "models.train", str(self.spec_path)]
         command = [sys.executable, "-m", "models.distributed", "--nproc-per-node", str(self.ranks)]
         if self.nodes == 1:
             command += ["--standalone"]
@@ -74,7 +76,7 @@ def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]
     folder = launch.spec_path.parent
     until = time.monotonic() + launch.deadline_s
     if launch.nodes > 1:
-        log.info("waiting for %d more nodes to run: %s", launch.nodes - 1, " ".join(["python", *launch.torchrun()[1:]]))
+        log.info("waiting for %d more nodes to run: %s", launch.nodes - 1, " ".join(["python", *launch.command()[1:]]))
     for number in range(launch.relaunches + 1):
         for leftover in ("result.json", "failure.json", "progress.json"):
             (folder / leftover).unlink(missing_ok=True)
@@ -101,7 +103,7 @@ def _launch_and_watch(launch: Launch, until: float, on_progress: Callable[[dict[
     with open(launch.spec_path.parent / "ranks.log", "ab") as output:
         # No session of its own: Prefect's cancel signals this process group, and torchrun passes that on to the ranks.
         tree = subprocess.Popen(
-            launch.torchrun(),
+            launch.command(),
             env=_environment(launch, run_id),
             cwd=launch.project_root,
             stdout=output,
@@ -148,7 +150,7 @@ def _watch(
         time.sleep(POLL_S)
     _tell(folder, told, on_progress)
     by = " (SIGKILL: killed by hand, or by a machine out of memory)" if code == -9 else ""
-    return f"torchrun ended with code {code}{by}"
+    return f"it ended with code {code}{by}"
 
 
 def _tell(folder: Path, told: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
