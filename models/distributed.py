@@ -29,7 +29,6 @@ from models.clock import Clock
 from models.graph import Adjacency
 from models.lightgcn import Matrix
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
-from models.sampling import Share, Shares, Triplets
 
 SPLITS = ("data", "columns", "rows")
 T = TypeVar("T")
@@ -103,12 +102,9 @@ class _OnRanks:
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
 
-    def own_share(self, shares: Shares) -> Share | Triplets:
-        return shares[self.ranks.rank]
-
-    def collect(self, own: Tensor, shares: Shares, clock: Clock) -> Tensor:
-        """(W, D) the rows that this rank's share needs; differentiable."""
-        return cast(Tensor, _Collect.apply(own, self, [share.nodes for share in shares], clock))
+    def collect(self, own: Tensor, wanted: list[Tensor], clock: Clock) -> Tensor:
+        """(W, D) the rows that this rank wants; differentiable. `wanted` says by rank what each of them does."""
+        return cast(Tensor, _Collect.apply(own, self, wanted, clock))
 
 
 @dataclass(frozen=True)
@@ -137,12 +133,11 @@ class Whole(_OnRanks):
         return float(self.ranks.world)
 
     def fetch(self, own: Tensor, wanted: list[Tensor]) -> Tensor:
-        return own[wanted[self.ranks.rank]]
+        return own.index_select(0, wanted[self.ranks.rank])
 
     def give_back(self, grad_WD: Tensor, wanted: list[Tensor], like: Tensor) -> Tensor:
         grad = torch.zeros_like(like)
-        grad[wanted[self.ranks.rank]] = grad_WD  # the rows are distinct
-        return grad
+        return grad.index_copy_(0, wanted[self.ranks.rank], grad_WD)  # the rows are distinct
 
 
 @dataclass(frozen=True)
@@ -180,15 +175,17 @@ class Columns(_OnRanks):
     def fetch(self, own_NC: Tensor, wanted: list[Tensor]) -> Tensor:
         """Each rank's wanted rows of these columns go out; the own wanted rows of all columns come in."""
         rows = len(wanted[self.ranks.rank])
-        received = _exchange([own_NC[nodes] for nodes in wanted], [(rows, width) for width in self.widths])
+        received = _exchange(
+            self.ranks, [own_NC.index_select(0, nodes) for nodes in wanted], [(rows, width) for width in self.widths]
+        )
         return torch.cat(received, dim=1)
 
     def give_back(self, grad_WD: Tensor, wanted: list[Tensor], like: Tensor) -> Tensor:
         parts = [part.contiguous() for part in grad_WD.split(self.widths, dim=1)]
-        received = _exchange(parts, [(len(nodes), like.shape[1]) for nodes in wanted])
+        received = _exchange(self.ranks, parts, [(len(nodes), like.shape[1]) for nodes in wanted])
         grad = torch.zeros_like(like)
         for nodes, part in zip(wanted, received, strict=True):  # in the order of ranks, always
-            grad[nodes] += part  # distinct rows within a rank
+            grad.index_add_(0, nodes, part)
         return grad
 
 
@@ -225,13 +222,13 @@ class Rows(_OnRanks):
         mine = self.ranks.rank
         sent = [own_RD[nodes[piece[mine]] - self.cuts[mine]] for nodes, piece in zip(wanted, pieces, strict=True)]
         shapes = [(piece.stop - piece.start, own_RD.shape[1]) for piece in pieces[mine]]
-        return torch.cat(_exchange(sent, shapes))
+        return torch.cat(_exchange(self.ranks, sent, shapes))
 
     def give_back(self, grad_WD: Tensor, wanted: list[Tensor], like: Tensor) -> Tensor:
         pieces = [self._pieces(nodes) for nodes in wanted]
         mine = self.ranks.rank
         shapes = [(piece[mine].stop - piece[mine].start, like.shape[1]) for piece in pieces]
-        received = _exchange([grad_WD[piece] for piece in pieces[mine]], shapes)
+        received = _exchange(self.ranks, [grad_WD[piece] for piece in pieces[mine]], shapes)
         grad = torch.zeros_like(like)
         for nodes, piece, part in zip(wanted, pieces, received, strict=True):
             grad[nodes[piece[mine]] - self.cuts[mine]] += part
@@ -261,14 +258,16 @@ class _Collect(torch.autograd.Function):
             return ctx.layout.give_back(grad_WD, ctx.wanted, ctx.saved_tensors[0]), None, None, None
 
 
-def _exchange(sent: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """One piece to each rank, one from each, by rank."""
-    received = [sent[0].new_empty(shape) for shape in shapes]
-    flat_in = torch.cat([piece.reshape(-1) for piece in sent])
-    flat_out = sent[0].new_empty(sum(piece.numel() for piece in received))
-    dist.all_to_all_single(flat_out, flat_in, [piece.numel() for piece in received], [piece.numel() for piece in sent])
-    pieces = flat_out.split([piece.numel() for piece in received])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+def _exchange(ranks: Ranks, sent: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """One contiguous piece to each rank, one from each, by rank. The own piece is handed through, not copied."""
+    mine = ranks.rank
+    received = [sent[rank] if rank == mine else sent[mine].new_empty(shape) for rank, shape in enumerate(shapes)]
+    others = [rank for rank in range(ranks.world) if rank != mine]
+    operations = [dist.P2POp(dist.isend, sent[rank], rank) for rank in others if sent[rank].numel()]
+    operations += [dist.P2POp(dist.irecv, received[rank], rank) for rank in others if received[rank].numel()]
+    for one in dist.batch_isend_irecv(operations) if operations else []:
+        one.wait()
+    return received
 
 
 def _everybody_tells(parts: list[Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.clock import Clock
 from models.graph import Adjacency
 from models.losses import bpr_loss, sampled_softmax_loss
-from models.sampling import Share, Shares, Triplets
+from models.sampling import Step, Triplets
 from models.sparse import sparse_times_dense
 
 COLUMNS_AT_ONCE = 32  # each column propagates alone; so few of them keep the gathered rows in the cache
@@ -50,10 +50,8 @@ class Layout(Protocol):
     def multiply(self, own: Tensor) -> Tensor:
         """This part of the adjacency's product with the whole of what `own` is a part of."""
 
-    def collect(self, own: Tensor, shares: Shares, clock: Clock) -> Tensor:
-        """The rows that this rank's share needs, at full width; differentiable."""
-
-    def own_share(self, shares: Shares) -> Share | Triplets: ...
+    def collect(self, own: Tensor, wanted: list[Tensor], clock: Clock) -> Tensor:
+        """The rows that this rank wants, at full width; differentiable."""
 
 
 class _MeanOfLayers(torch.autograd.Function):
@@ -127,13 +125,13 @@ class LightGCN(nn.Module):
         self.low_precision = low_precision
         self.clock = clock or Clock()
 
-    def forward(self, shares: Shares) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         """This rank's part of the step's loss. All of it happens in here: DDP's gradients meet only through forward."""
         propagated = _MeanOfLayers.apply(self.table, self._multiply, self.layers, self.clock)
-        row_WD = self.layout.collect(propagated, shares, self.clock)
-        share = self.layout.own_share(shares)
+        row_WD = self.layout.collect(propagated, step.wanted, self.clock)
+        share = step.share
         if isinstance(share, Triplets):
-            start_WD = self.layout.collect(self.table, shares, self.clock)
+            start_WD = self.layout.collect(self.table, step.wanted, self.clock)
             with self.clock.part("score"):
                 return bpr_loss(row_WD, start_WD, share, decay=self.decay)
         with self.clock.part("score"):

@@ -7,7 +7,7 @@ from torch import Tensor
 from models.sampling import Share, Triplets
 from models.sparse import inner_products, sparse_times_dense
 
-USERS_AT_ONCE = 512  # their scores of 2,048 negatives fill the second-level cache, and no more
+USERS_AT_ONCE = 256  # with thousands of negatives each: about as much as the second-level cache holds
 
 
 def temperature_of(*, users: int, items: int, likes: int) -> float:
@@ -55,14 +55,15 @@ class _SampledSoftmax(torch.autograd.Function):
         unit_WD = row_WD / norm_W1
         loss, grad_WD = _loss_and_gradient(unit_WD, bias_I[share.items], share, temperature, low_precision)
         # Through the normalisation: what points along the row changes nothing.
-        grad_WD -= unit_WD * (grad_WD * unit_WD).sum(dim=1, keepdim=True)
+        along_W1 = torch.bmm(grad_WD[:, None], unit_WD[:, :, None])[:, 0]
+        grad_WD.addcmul_(unit_WD, along_W1, value=-1.0)
         ctx.save_for_backward(grad_WD.div_(norm_W1))
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
         (grad_WD,) = ctx.saved_tensors
-        return grad_WD * grad_loss, None, None, None, None
+        return grad_WD.mul_(grad_loss), None, None, None, None  # in place: there is no second backward
 
 
 def _loss_and_gradient(
@@ -74,22 +75,33 @@ def _loss_and_gradient(
     places = share.liked_item.long()
     liked_score_E = inner_products(share.liked_indptr, share.liked_item, user_BD, item_WD) + bias_W[places]
     pull_E = torch.empty_like(liked_score_E)  # d loss / d (against - score) of each like
-    grad_user_BD, grad_negative_MD = torch.empty_like(user_BD), torch.zeros_like(negative_MD)
+    grad_WD, grad_negative_MD = torch.empty_like(unit_WD), torch.zeros_like(negative_MD)
+    grad_user_BD, grad_item_WD = grad_WD[: share.num_users], grad_WD[share.num_users :]
     loss = unit_WD.new_zeros((), dtype=torch.float64)
     factor_MD = negative_MD.bfloat16() if low_precision else negative_MD
     cuts = [*share.liked_indptr[::USERS_AT_ONCE].tolist(), len(places)]
     met = torch.searchsorted(share.collision_user, torch.arange(0, share.num_users, USERS_AT_ONCE).to(places)).tolist()
     met.append(len(share.collision_user))
+    ceiling = _ceiling(negative_bias_M, temperature)
+    if ceiling is not None:
+        negative_bias_M = negative_bias_M - ceiling  # one pass over M instead of one over B x M
     for block, start in enumerate(range(0, share.num_users, USERS_AT_ONCE)):
         users = slice(start, min(start + USERS_AT_ONCE, share.num_users))
         likes, collisions = slice(cuts[block], cuts[block + 1]), slice(met[block], met[block + 1])
         factor_bD = user_BD[users].to(factor_MD.dtype)
-        score_bM = (factor_bD @ factor_MD.T).float() + negative_bias_M
+        if low_precision:
+            score_bM = (factor_bD @ factor_MD.T).float().add_(negative_bias_M)
+        else:
+            score_bM = torch.addmm(negative_bias_M, factor_bD, factor_MD.T)
         score_bM[share.collision_user[collisions] - start, share.collision_negative[collisions]] = -torch.inf
-        highest_b1 = score_bM.max(dim=1, keepdim=True).values.clamp_min_(-1e30)  # finite where a user likes them all
-        weight_bM = score_bM.sub_(highest_b1).exp_()
-        total_b1 = weight_bM.sum(dim=1, keepdim=True)
-        against_b = (highest_b1 + total_b1.log()).flatten()
+        if ceiling is None:
+            highest_b = score_bM.max(dim=1).values.clamp_min_(-1e30)  # finite where a user likes them all
+            score_bM -= highest_b[:, None]
+        else:
+            highest_b = score_bM.new_full((len(score_bM),), ceiling)
+        weight_bM = score_bM.exp_()
+        total_b = weight_bM.sum(dim=1)
+        against_b = highest_b + total_b.log()
         counts_b = share.liked_indptr[users.start + 1 : users.stop + 1] - share.liked_indptr[users]
         owner_e = torch.repeat_interleave(torch.arange(users.stop - start, device=places.device), counts_b)
         # log(exp(score) + exp(against)) - score = softplus(against - score), without overflow
@@ -97,11 +109,25 @@ def _loss_and_gradient(
         loss += F.softplus(difference_e).double().sum()
         pull_E[likes] = torch.sigmoid(difference_e) / share.num_likes_of_step
         pull_b = torch.zeros_like(against_b).index_add_(0, owner_e, pull_E[likes])
-        push_bM = weight_bM.mul_(pull_b[:, None] / total_b1.clamp_min(1e-30)).to(factor_MD.dtype)
-        grad_user_BD[users] = (push_bM @ factor_MD).float()
-        grad_negative_MD += (push_bM.T @ factor_bD).float()
+        # The gradient of a score is weight x push; the user's push goes to the narrow side of each product.
+        push_b1 = (pull_b / total_b.clamp_min_(1e-30))[:, None]
+        rounded_bM = weight_bM.to(factor_MD.dtype)
+        grad_user_BD[users] = (rounded_bM @ factor_MD).float() * push_b1
+        grad_negative_MD += (rounded_bM.T @ (user_BD[users] * push_b1).to(factor_MD.dtype)).float()
     grad_user_BD -= sparse_times_dense(share.liked_indptr, share.liked_item, pull_E, item_WD)
     pull_by_item_E = pull_E[share.by_item_like.long()]
-    grad_item_WD = sparse_times_dense(share.by_item_indptr, share.by_item_user, pull_by_item_E, user_BD).neg_()
-    grad_item_WD[share.negatives] += grad_negative_MD
-    return (loss / share.num_likes_of_step).float(), torch.cat([grad_user_BD / temperature, grad_item_WD])
+    pulled_WD = sparse_times_dense(share.by_item_indptr, share.by_item_user, pull_by_item_E, user_BD)
+    torch.neg(pulled_WD, out=grad_item_WD)
+    grad_item_WD.index_add_(0, share.negatives, grad_negative_MD)
+    grad_user_BD /= temperature
+    return (loss / share.num_likes_of_step).float(), grad_WD
+
+
+def _ceiling(bias_M: Tensor, temperature: float) -> float | None:
+    """What no score exceeds, if exp(score - ceiling) cannot vanish either: then nobody's highest has to be looked for.
+
+    A cosine lies between -1 and 1. None where scores spread too far for exp's range in float32.
+    """
+    lowest, highest = (bias_M.min().item(), bias_M.max().item()) if len(bias_M) else (0.0, 0.0)
+    spread = 2.0 / temperature + highest - lowest
+    return 1.0 / temperature + highest if spread < 80.0 else None

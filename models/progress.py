@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.sampling import Share, Shares
-
 DIVERGED_ABOVE = 1.5  # times the first epoch's loss
 
 
@@ -65,20 +63,16 @@ class Progress:
             "pairs": self.pairs,
         }
 
-    def count_collisions(self, shares: Shares) -> None:
-        for share in shares:
-            if isinstance(share, Share):
-                self.collisions += len(share.collision_user)
-                self.pairs += share.num_users * len(share.negatives)
-
     def is_best(self, recall: float) -> bool:
         if recall <= self.best_recall:
             return False
         self.best_recall, self.best_epoch = recall, self.epoch + 1
         return True
 
-    def add(self, loss: float, recall: float | None) -> None:
+    def add(self, loss: float, recall: float | None, *, collisions: int = 0, pairs: int = 0) -> None:
         """Close an epoch. Raises Failure where the loss has grown instead of fallen."""
+        self.collisions += collisions
+        self.pairs += pairs
         self.curve.append(Epoch(self.epoch + 1, loss, recall, self.seconds))
         first = self.curve[0].loss
         if loss > DIVERGED_ABOVE * abs(first):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -49,16 +50,31 @@ class Triplets:
     num_likes_of_step: int
 
 
-Shares = list[Share] | list[Triplets]  # of one step, by rank
+@dataclass(frozen=True)
+class Step:
+    """One step as a rank sees it: its own share, and which rows of the table each rank needs for its own."""
+
+    share: Share | Triplets
+    wanted: list[Tensor]  # by rank, (W,) int64 ascending
 
 
 class UserSampler:
     """Passes over all users who like something, in `batches_per_epoch` steps of whole users with all their likes."""
 
     def __init__(
-        self, liked: Csr, num_items: int, *, batches_per_epoch: int, negatives: int, seed: int, device: torch.device
+        self,
+        liked: Csr,
+        num_items: int,
+        *,
+        batches_per_epoch: int,
+        negatives: int,
+        seed: int,
+        device: torch.device,
+        likeness_U: npt.NDArray[np.float32] | None = None,
     ) -> None:
+        """`likeness_U`: users with near numbers like the same items; a rank's share are neighbours by it."""
         self.liked = liked
+        self.likeness_U = np.zeros(liked.num_rows, np.float32) if likeness_U is None else likeness_U
         self.num_items = num_items
         self.users = np.flatnonzero(liked.counts() > 0)
         self.num_steps = min(batches_per_epoch, len(self.users))
@@ -72,13 +88,27 @@ class UserSampler:
         self.probability = share / share.sum()
         self.cumulative = np.cumsum(self.probability)
 
-    def epoch(self, epoch: int, world: int) -> Iterator[Shares]:
-        """The epoch's steps, each as the shares of all ranks. A rank may be left without users, never without items."""
+    def epoch(self, epoch: int, rank: int, world: int) -> Iterator[Step]:
+        """The epoch's steps. A rank may be left without users, never without items."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.users)
         for step, users in enumerate(np.array_split(order, self.num_steps)):
             negatives, log_weight = self._draw_negatives(epoch, step)
             likes = int((self.liked.indptr[users + 1] - self.liked.indptr[users]).sum())
-            yield [self._share(np.sort(users[rank::world]), negatives, log_weight, likes) for rank in range(world)]
+            shared_out = self._shared_out(users, world)
+            share = self._share(shared_out[rank], negatives, log_weight, likes)
+            wanted = [
+                share.nodes if other == rank else self._rows(self._nodes(theirs, self._items(theirs, negatives)))
+                for other, theirs in enumerate(shared_out)
+            ]
+            yield Step(share, wanted)
+
+    def _shared_out(self, users: np.ndarray, world: int) -> list[np.ndarray]:
+        """Each rank's users, with about the same number of scores. Neighbours need fewer rows than strangers would."""
+        ordered = np.sort(users)[np.argsort(self.likeness_U[np.sort(users)], kind="stable")]
+        against = min(self.num_negatives, len(self.candidates))
+        scores = np.cumsum(self.liked.indptr[ordered + 1] - self.liked.indptr[ordered] + against)
+        pieces = np.split(ordered, np.searchsorted(scores, scores[-1] * np.arange(1, world) / world))
+        return [np.sort(piece) for piece in pieces]
 
     def _draw_negatives(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(M,) distinct item rows, and log of copies / expected copies. A small catalogue is taken whole, no noise."""
@@ -92,10 +122,7 @@ class UserSampler:
 
     def _share(self, users: np.ndarray, negatives: np.ndarray, log_weight: np.ndarray, likes: int) -> Share:
         position, item = self.liked.rows_of(users)
-        wanted = np.zeros(self.num_items, dtype=bool)
-        wanted[item] = True
-        wanted[negatives] = True
-        items = np.flatnonzero(wanted)
+        items = self._items(users, negatives)
         place_of_item = np.empty(self.num_items, dtype=np.int32)
         place_of_item[items] = np.arange(len(items), dtype=np.int32)
         negative_at = np.full(len(items), -1, dtype=np.int32)
@@ -113,7 +140,7 @@ class UserSampler:
         met = negative_at[by_user.indices]
         collides = met >= 0
         return Share(
-            nodes=self._rows(np.concatenate([users, items + self.liked.num_rows])),
+            nodes=self._rows(self._nodes(users, items)),
             num_users=len(users),
             items=self._rows(items),
             liked_indptr=self._tensor(by_user.indptr),
@@ -127,6 +154,16 @@ class UserSampler:
             collision_negative=self._rows(met[collides]),
             num_likes_of_step=likes,
         )
+
+    def _items(self, users: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """The distinct items that a share of these users meets, ascending."""
+        wanted = np.zeros(self.num_items, dtype=bool)
+        wanted[self.liked.rows_of(users)[1]] = True
+        wanted[negatives] = True
+        return np.flatnonzero(wanted)
+
+    def _nodes(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.concatenate([users, items + self.liked.num_rows])
 
     def _rows(self, array: np.ndarray) -> Tensor:
         return self._tensor(array.astype(np.int64, copy=False))
@@ -151,13 +188,14 @@ class TripletSampler:
         self.seed = seed
         self.device = device
 
-    def epoch(self, epoch: int, world: int) -> Iterator[Shares]:
-        """The epoch's steps, each as the shares of all ranks."""
+    def epoch(self, epoch: int, rank: int, world: int) -> Iterator[Step]:
+        """The epoch's steps."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.item_E))
         for step in range(self.num_steps):
             likes = order[step * self.likes_per_step : (step + 1) * self.likes_per_step]
             other = self._draw_others(self.user_E[likes], np.random.default_rng([self.seed, epoch, step, 1]))
-            yield [self._share(likes[r::world], other[r::world], len(likes)) for r in range(world)]
+            shares = [self._share(likes[r::world], other[r::world], len(likes)) for r in range(world)]
+            yield Step(shares[rank], [share.nodes for share in shares])
 
     def _draw_others(self, user_B: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Uniform among what a user does not like; who likes nearly everything gets a like after ten draws."""

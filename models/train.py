@@ -25,14 +25,14 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from models.clock import Clock
-from models.distributed import Layout, Ranks, Shares, join_ranks
+from models.distributed import Layout, Ranks, join_ranks
 from models.graph import Csr, load_adjacency, load_csr
 from models.identity import identity_of
 from models.lightgcn import LightGCN, Matrix, spectral_start
-from models.processes import die_with_parent
+from models.processes import die_with_parent, keep_freed_memory
 from models.progress import Epoch, Failure, Progress, write_json
 from models.rivals import popularity
-from models.sampling import TripletSampler, UserSampler
+from models.sampling import Share, Step, Triplets, TripletSampler, UserSampler
 from models.validation import Validation
 
 
@@ -93,15 +93,15 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
         liked = load_csr(spec.graph_folder, "liked_train" if which == "judged" else "liked_all")
         training = begin(spec, ranks, which, liked, clock)
         progress = training.resume(identity)
-    sampler = sampler_of(spec, liked, ranks.device)
+    sampler = sampler_of(spec, liked, ranks.device, training.likeness_U)
     total_steps = spec.max_epochs * sampler.num_steps
     while progress.epoch < epochs and not progress.has_stopped_rising(spec.patience * spec.validate_every):
         epoch = progress.epoch + 1
-        loss_of_epoch = torch.zeros(1, dtype=torch.float64)
-        for step, shares in enumerate(clock.each("sample", sampler.epoch(epoch, ranks.world))):
-            done = (progress.epoch * sampler.num_steps + step) / total_steps
-            loss_of_epoch += training.step(shares, learning_rate=spec.learning_rate * (1.0 - done), at=(epoch, step))
-            progress.count_collisions(shares)
+        sums = torch.zeros(3, dtype=torch.float64)  # of the epoch: loss, collisions, pairs that could collide
+        for number, step in enumerate(clock.each("sample", sampler.epoch(epoch, ranks.rank, ranks.world))):
+            done = (progress.epoch * sampler.num_steps + number) / total_steps
+            loss = training.step(step, learning_rate=spec.learning_rate * (1.0 - done), at=(epoch, number))
+            sums += torch.tensor([loss, *collisions_of(step.share)])
             beat(spec, ranks)
         recall = None
         if validation is not None and (epoch % spec.validate_every == 0 or epoch == epochs):
@@ -110,7 +110,8 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
                 recall = validation.recall(tables, ranks, lambda: beat(spec, ranks))
             if progress.is_best(recall):
                 save_tables(spec, ranks, tables, which)
-        progress.add(float(ranks.total(loss_of_epoch.to(ranks.device))) / sampler.num_steps, recall)
+        loss_sum, collisions, pairs = ranks.total(sums.to(ranks.device)).tolist()
+        progress.add(loss_sum / sampler.num_steps, recall, collisions=int(collisions), pairs=int(pairs))
         with clock.part("checkpoint"):
             if ranks.is_first:
                 progress.tell(Path(spec.output_folder), epochs)
@@ -154,10 +155,17 @@ def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Tr
         low_precision=spec.precision == "bfloat16",
         clock=clock,
     )
-    return Training(spec, ranks, which, layout, model, clock)
+    return Training(spec, ranks, which, layout, model, clock, _likeness_of(start_ND[: spec.num_users]))
 
 
-def sampler_of(spec: Spec, liked: Csr, device: torch.device) -> UserSampler | TripletSampler:
+def _likeness_of(start_UD: Tensor) -> np.ndarray:
+    """(U,) where each user stands along the graph's second direction, its first being how much they like at all."""
+    if start_UD.shape[1] < 2:
+        return np.zeros(len(start_UD), np.float32)
+    return np.nan_to_num((start_UD[:, 1] / start_UD[:, 0]).cpu().numpy())
+
+
+def sampler_of(spec: Spec, liked: Csr, device: torch.device, likeness_U: np.ndarray) -> UserSampler | TripletSampler:
     if spec.loss == "bpr":
         likes_per_step = -(-len(liked.indices) // spec.batches_per_epoch)
         return TripletSampler(liked, spec.num_items, likes_per_step=likes_per_step, seed=spec.seed, device=device)
@@ -168,13 +176,31 @@ def sampler_of(spec: Spec, liked: Csr, device: torch.device) -> UserSampler | Tr
         negatives=spec.negatives,
         seed=spec.seed,
         device=device,
+        likeness_U=likeness_U,
     )
+
+
+def collisions_of(share: Share | Triplets) -> tuple[int, int]:
+    """How many pairs of a user and a negative were likes of theirs (and left out), and how many pairs there were."""
+    if isinstance(share, Triplets):
+        return 0, 0
+    return len(share.collision_user), share.num_users * len(share.negatives)
 
 
 class Training:
     """A model with its optimiser, on this rank."""
 
-    def __init__(self, spec: Spec, ranks: Ranks, which: str, layout: Layout, model: LightGCN, clock: Clock) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        ranks: Ranks,
+        which: str,
+        layout: Layout,
+        model: LightGCN,
+        clock: Clock,
+        likeness_U: np.ndarray,
+    ) -> None:
+        self.likeness_U = likeness_U
         self.spec, self.ranks, self.which = spec, ranks, which
         self.layout, self.model, self.clock = layout, model, clock
         self.replica = layout.wrap(model)
@@ -183,12 +209,12 @@ class Training:
         self.saved_at = time.monotonic()
         self.folder = Path(spec.output_folder) / "checkpoints"
 
-    def step(self, shares: Shares, *, learning_rate: float, at: tuple[int, int]) -> Tensor:
+    def step(self, step: Step, *, learning_rate: float, at: tuple[int, int]) -> float:
         """One step of all ranks; this rank's part of the loss. Raises Failure at the first number that is none."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.replica(shares)
+        loss = self.replica(step)
         self._refuse_unless_finite(at, "loss", loss)
         with self.clock.part("exchange"):  # what is in here and in no part of its own: gradients that DDP averages
             (loss * self.layout.loss_factor).backward()
@@ -196,18 +222,18 @@ class Training:
             assert self.model.table.grad is not None
             self._refuse_unless_finite(at, "gradient of the table", self.model.table.grad.sum())
             self.optimiser.step()
-        return loss.detach().cpu().double()
+        return float(loss.detach())
 
     def _refuse_unless_finite(self, at: tuple[int, int], name: str, value: Tensor) -> None:
         if torch.isfinite(value):
             return
         if not torch.isfinite(self.model.table.detach().sum()):
             name = f"table, and then the {name},"
-        epoch, step = at
+        epoch, number = at
         raise Failure(
             "TrainingDiverged",
             f"the {name} of the {self.which} fit is {float(value.detach())} in epoch {epoch} of "
-            f"{self.spec.max_epochs}, step {step + 1}",
+            f"{self.spec.max_epochs}, step {number + 1}",
         )
 
     def tables(self) -> tuple[Tensor, Tensor]:
@@ -303,6 +329,7 @@ def refuse_strangers(spec: Spec, ranks: Ranks) -> str:
 
 def main(spec_path: str) -> None:
     die_with_parent()
+    keep_freed_memory()
     spec = Spec(**json.loads(Path(spec_path).read_text()))
     make_repeatable(spec.threads)
     if spec.precision == "tf32":

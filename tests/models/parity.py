@@ -20,11 +20,11 @@ from models.train import Spec, begin, sampler_of
 def first_step_and_one_pass(spec: Spec, ranks: Ranks) -> dict[str, torch.Tensor]:
     liked = load_csr(spec.graph_folder, "liked_train")
     training = begin(spec, ranks, "judged", liked, Clock())
-    sampler = sampler_of(spec, liked, ranks.device)
+    sampler = sampler_of(spec, liked, ranks.device, training.likeness_U)
     measured: dict[str, torch.Tensor] = {}
-    for step, shares in enumerate(sampler.epoch(1, ranks.world)):
-        training.step(shares, learning_rate=spec.learning_rate, at=(1, step))
-        if step == 0:
+    for number, step in enumerate(sampler.epoch(1, ranks.rank, ranks.world)):
+        training.step(step, learning_rate=spec.learning_rate, at=(1, number))
+        if number == 0:
             gradient = training.model.table.grad
             assert gradient is not None
             measured["gradient"] = training.layout.whole(gradient).clone()

@@ -126,7 +126,7 @@ def test_the_loss_is_the_softmax_over_the_scores_that_are_served(adjacency: Matr
     bias_I = torch.linspace(0, 1, ITEMS)
     model = model_of(adjacency, bias_I)
     sampler = UserSampler(liked, ITEMS, batches_per_epoch=1, negatives=ITEMS, seed=0, device=torch.device("cpu"))
-    (share,) = next(iter(sampler.epoch(1, world=1)))
+    step = next(iter(sampler.epoch(1, rank=0, world=1)))
     user_UD, item_ID = model.tables(model.propagated())
     score_UI = user_UD @ item_ID.T
     everything = torch.from_numpy(np.unique(liked.indices)).long()
@@ -137,7 +137,7 @@ def test_the_loss_is_the_softmax_over_the_scores_that_are_served(adjacency: Matr
         for item in own:
             against = torch.cat([score_UI[user, item].reshape(1), score_UI[user, others]])
             expected += -torch.log_softmax(against, dim=0)[0]
-    torch.testing.assert_close(model([share]), expected / len(liked.indices))
+    torch.testing.assert_close(model(step), expected / len(liked.indices))
 
 
 def test_the_start_is_the_same_every_time_and_another_for_another_seed(adjacency: Matrix) -> None:

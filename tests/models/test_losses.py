@@ -21,7 +21,7 @@ def share_of(users: int, items: int, *, negatives: int, liked_share: float = 0.3
         *np.nonzero(random_likes(np.random.default_rng(seed), users, items, liked_share)), num_users=users
     )
     sampler = UserSampler(liked, items, batches_per_epoch=1, negatives=negatives, seed=seed, device=CPU)
-    return liked, next(iter(sampler.epoch(1, world=1)))[0]
+    return liked, next(iter(sampler.epoch(1, rank=0, world=1))).share
 
 
 def rows_of(share: Share, width: int = 5) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_nobody_costs_nothing_and_still_has_a_gradient() -> None:
     """A rank whose share of a step is empty must take part in the exchange of gradients all the same."""
     liked = interactions_by_user(np.array([0, 0]), np.array([0, 1]), num_users=1)
     sampler = UserSampler(liked, 3, batches_per_epoch=1, negatives=3, seed=0, device=CPU)
-    share = next(iter(sampler.epoch(1, world=2)))[1]
+    share = next(iter(sampler.epoch(1, rank=0, world=2))).share
     assert share.num_users == 0
     rows = rows_of(share).requires_grad_()
     loss = sampled_softmax_loss(rows, torch.zeros(3), share, temperature=0.2)
@@ -123,9 +123,9 @@ def test_the_correction_makes_drawn_negatives_stand_for_the_whole_catalogue() ->
     sampler = UserSampler(liked, 40, batches_per_epoch=60, negatives=10, seed=1, device=CPU)
     score_I = torch.randn(40, generator=torch.Generator().manual_seed(1))
     sums = [
-        float(torch.exp(score_I[share.items[share.negatives]] + share.negative_log_weight).sum())
+        float(torch.exp(score_I[step.share.items[step.share.negatives]] + step.share.negative_log_weight).sum())
         for epoch in range(1, 200)
-        for (share,) in sampler.epoch(epoch, world=1)
+        for step in sampler.epoch(epoch, rank=0, world=1)
     ]
     assert np.mean(sums) == pytest.approx(float(torch.exp(score_I).sum()), rel=0.01)
 
@@ -133,7 +133,7 @@ def test_the_correction_makes_drawn_negatives_stand_for_the_whole_catalogue() ->
 def test_bpr_is_its_definition() -> None:
     liked = interactions_by_user(*np.nonzero(random_likes(np.random.default_rng(0), 6, 9, 0.4)), num_users=6)
     sampler = TripletSampler(liked, 9, likes_per_step=5, seed=1, device=CPU)
-    (share,) = next(iter(sampler.epoch(1, world=1)))
+    share = next(iter(sampler.epoch(1, rank=0, world=1))).share
     generator = torch.Generator().manual_seed(0)
     row_WD, start_WD = (torch.randn(len(share.nodes), 4, generator=generator) for _ in range(2))
     expected = 0.0

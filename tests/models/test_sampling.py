@@ -1,6 +1,8 @@
 """Steps of users and of likes: every rank draws the same step and takes its share."""
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from models.distributed import Ranks, Whole
 from models.graph import Csr, interactions_by_user, normalised_adjacency
 from models.lightgcn import LightGCN, Matrix
-from models.sampling import Share, TripletSampler, UserSampler
+from models.sampling import Share, Step, TripletSampler, UserSampler
 from tests.worlds import random_likes
 
 USERS, ITEMS = 23, 31
@@ -27,6 +29,14 @@ def liked() -> Csr:
 def sampler_of(liked: Csr, **changes: int) -> UserSampler:
     settings = {"batches_per_epoch": 4, "negatives": 8, "seed": 1} | changes
     return UserSampler(liked, ITEMS, device=CPU, **settings)
+
+
+def epoch_of(sampler: UserSampler | TripletSampler, epoch: int, world: int) -> Iterator[list[Any]]:
+    """The epoch's steps as the shares of all ranks, each drawn by its rank alone."""
+    for steps in zip(*(sampler.epoch(epoch, rank, world) for rank in range(world)), strict=True):
+        for step in steps:
+            assert [nodes.tolist() for nodes in step.wanted] == [other.share.nodes.tolist() for other in steps]
+        yield [step.share for step in steps]
 
 
 def pairs_of(liked: Csr) -> set[tuple[int, int]]:
@@ -50,7 +60,7 @@ def likes_in(share: Share) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_the_ranks_shares_are_the_whole_step(liked: Csr, world: int) -> None:
-    for (whole,), shares in zip(sampler_of(liked).epoch(1, 1), sampler_of(liked).epoch(1, world), strict=True):
+    for (whole,), shares in zip(epoch_of(sampler_of(liked), 1, 1), epoch_of(sampler_of(liked), 1, world), strict=True):
         parts = [likes_in(share) for share in shares]
         assert set().union(*parts) == likes_in(whole)
         assert sum(map(len, parts)) == len(likes_in(whole)) == whole.num_likes_of_step, "no like counts twice"
@@ -62,7 +72,7 @@ def test_the_ranks_shares_are_the_whole_step(liked: Csr, world: int) -> None:
 
 
 def test_a_share_names_the_rows_that_it_needs_and_no_others(liked: Csr) -> None:
-    for shares in sampler_of(liked).epoch(1, world=2):
+    for shares in epoch_of(sampler_of(liked), 1, world=2):
         for share in shares:
             users, items = users_in(share), share.items.tolist()
             assert share.nodes.tolist() == users + [USERS + item for item in items]
@@ -72,7 +82,7 @@ def test_a_share_names_the_rows_that_it_needs_and_no_others(liked: Csr) -> None:
 
 
 def test_the_likes_by_item_are_the_likes_by_user(liked: Csr) -> None:
-    (share,) = next(iter(sampler_of(liked).epoch(1, world=1)))
+    (share,) = next(iter(epoch_of(sampler_of(liked), 1, world=1)))
     owner = torch.repeat_interleave(torch.arange(share.num_users), share.liked_indptr.diff())
     item = torch.repeat_interleave(torch.arange(len(share.items)), share.by_item_indptr.diff())
     like = share.by_item_like.long()
@@ -82,7 +92,7 @@ def test_the_likes_by_item_are_the_likes_by_user(liked: Csr) -> None:
 
 def test_a_collision_is_a_negative_that_the_user_likes(liked: Csr) -> None:
     found, expected = 0, 0
-    for (share,) in sampler_of(liked).epoch(1, world=1):
+    for (share,) in epoch_of(sampler_of(liked), 1, world=1):
         users, negatives = users_in(share), negatives_in(share)
         pairs = {
             (users[user], negatives[place])
@@ -95,8 +105,8 @@ def test_a_collision_is_a_negative_that_the_user_likes(liked: Csr) -> None:
 
 
 def test_the_same_seed_draws_the_same_steps_and_another_epoch_others(liked: Csr) -> None:
-    first, second = ([share for (share,) in sampler_of(liked).epoch(2, world=1)] for _ in range(2))
-    other = [share for (share,) in sampler_of(liked).epoch(3, world=1)]
+    first, second = ([share for (share,) in epoch_of(sampler_of(liked), 2, world=1)] for _ in range(2))
+    other = [share for (share,) in epoch_of(sampler_of(liked), 3, world=1)]
     for one, same in zip(first, second, strict=True):
         assert torch.equal(one.nodes, same.nodes)
         assert torch.equal(one.negatives, same.negatives)
@@ -106,20 +116,20 @@ def test_the_same_seed_draws_the_same_steps_and_another_epoch_others(liked: Csr)
 
 
 def test_an_epoch_meets_every_user_with_likes_once_and_all_their_likes(liked: Csr) -> None:
-    shares = [share for (share,) in sampler_of(liked).epoch(1, world=1)]
+    shares = [share for (share,) in epoch_of(sampler_of(liked), 1, world=1)]
     users = [user for share in shares for user in users_in(share)]
     assert sorted(users) == np.flatnonzero(liked.counts() > 0).tolist()
     assert set().union(*(likes_in(share) for share in shares)) == pairs_of(liked)
 
 
 def test_there_are_no_more_steps_than_users(liked: Csr) -> None:
-    shares = [share for (share,) in sampler_of(liked, batches_per_epoch=1000).epoch(1, world=1)]
+    shares = [share for (share,) in epoch_of(sampler_of(liked, batches_per_epoch=1000), 1, world=1)]
     assert len(shares) == (liked.counts() > 0).sum()
     assert all(share.num_users == 1 for share in shares)
 
 
 def test_a_small_catalogue_is_taken_whole(liked: Csr) -> None:
-    (share,) = next(iter(sampler_of(liked, negatives=ITEMS).epoch(1, world=1)))
+    (share,) = next(iter(epoch_of(sampler_of(liked, negatives=ITEMS), 1, world=1)))
     assert negatives_in(share) == np.unique(liked.indices).tolist()
     assert share.negative_log_weight.abs().max() == 0.0
 
@@ -130,7 +140,7 @@ def test_negatives_are_drawn_by_the_root_of_popularity_and_corrected_for_it(like
     share_I = root_I / root_I.sum()
     copies_I, steps = np.zeros(ITEMS), 0
     for epoch in range(1, 400):
-        for (share,) in sampler.epoch(epoch, world=1):
+        for (share,) in epoch_of(sampler, epoch, world=1):
             items = negatives_in(share)
             copies = np.exp(share.negative_log_weight.numpy()) * 10 * share_I[items]
             assert copies == pytest.approx(np.round(copies), abs=1e-4), "a whole number of copies"
@@ -156,12 +166,12 @@ def test_the_ranks_gradients_add_up_to_that_of_one_rank(liked: Csr, world: int, 
         model = LightGCN(
             table_ND.clone(), layout, torch.zeros(ITEMS), num_users=USERS, layers=2, loss=loss, temperature=0.2
         )
-        model([share]).backward()
+        model(Step(share, [share.nodes])).backward()
         assert model.table.grad is not None
         return model.table.grad
 
-    whole = gradient(next(iter(sampler.epoch(1, 1)))[0])
-    total = torch.stack([gradient(share) for share in next(iter(sampler.epoch(1, world)))]).sum(dim=0)
+    whole = gradient(next(iter(epoch_of(sampler, 1, 1)))[0])
+    total = torch.stack([gradient(share) for share in next(iter(epoch_of(sampler, 1, world)))]).sum(dim=0)
     assert (total - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
@@ -170,7 +180,7 @@ def test_the_ranks_gradients_add_up_to_that_of_one_rank(liked: Csr, world: int, 
 
 def test_a_pass_of_triplets_holds_each_like_once_against_something_not_liked(liked: Csr) -> None:
     sampler = TripletSampler(liked, ITEMS, likes_per_step=10, seed=1, device=CPU)
-    steps = list(sampler.epoch(1, world=2))
+    steps = list(epoch_of(sampler, 1, world=2))
     assert len(steps) == sampler.num_steps == -(-len(liked.indices) // 10)
     likes, others = [], []
     for shares in steps:
@@ -187,5 +197,5 @@ def test_a_pass_of_triplets_holds_each_like_once_against_something_not_liked(lik
 
 def test_who_likes_everything_gets_a_like_as_the_other(liked: Csr) -> None:
     everything = interactions_by_user(np.zeros(3, int), np.arange(3), num_users=1)
-    (share,) = next(iter(TripletSampler(everything, 3, likes_per_step=9, seed=0, device=CPU).epoch(1, 1)))
+    (share,) = next(iter(epoch_of(TripletSampler(everything, 3, likes_per_step=9, seed=0, device=CPU), 1, 1)))
     assert len(share.other) == 3

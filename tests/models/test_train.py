@@ -306,7 +306,7 @@ def test_a_fit_that_died_goes_on_from_its_checkpoint_and_ends_in_the_same_bytes(
     whole = fit(undisturbed, ALONE, "judged", epochs=9, validation=validation, identity="a")
     step, steps = models.train.Training.step, []
 
-    def dies(self: models.train.Training, *arguments: object, **named: object) -> torch.Tensor:
+    def dies(self: models.train.Training, *arguments: object, **named: object) -> float:
         steps.append(1)
         if len(steps) == dies_in:
             raise KeyboardInterrupt
