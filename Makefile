@@ -6,10 +6,11 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test lint types bench-night bench-recipe up down clean
+.PHONY: help nightly test lint types bench-night bench-recipe bench-training bench-training-best \
+  bench-training-growth bench-training-ranks bench-training-kills up down clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -50,8 +51,23 @@ down: .venv/runtime ## stop what `make up` started; data stays
 bench-night: .venv/dev ## whole nights on MovieLens: seconds, memory, quality; DATA=folder of the data sets
 	@$(BIN)/python -m benchmarks.night $(if $(DATA),--data "$(DATA)")
 
-bench-recipe: .venv/dev ## why the training defaults are what they are, on validation; DATA=
-	@$(BIN)/python -m benchmarks.recipe $(if $(DATA),--data "$(DATA)")
+bench-recipe: .venv/dev ## why the training defaults are what they are, on validation; DATA= ONLY="ml1m gowalla"
+	@$(BIN)/python -m benchmarks.recipe $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
+
+bench-training: .venv/dev ## operator, step, adjacency, time to the paper's quality, rivals; DATA=
+	@$(BIN)/python -m benchmarks.training $(if $(DATA),--data "$(DATA)")
+
+bench-training-best: .venv/dev ## the best quality on Gowalla within half an hour; DATA=
+	@$(BIN)/python -m benchmarks.best $(if $(DATA),--data "$(DATA)")
+
+bench-training-growth: .venv/dev ## time an edge and memory against the formula, up to 20 million likes
+	@$(BIN)/python -m benchmarks.growth
+
+bench-training-ranks: .venv/dev ## two ranks against one for each split, and that they learn the same; DATA=
+	@$(BIN)/python -m benchmarks.ranks $(if $(DATA),--data "$(DATA)")
+
+bench-training-kills: .venv/dev ## 20 killed or hung ranks and agents: recovered to the same bytes, no orphans
+	@$(BIN)/python -m benchmarks.kills
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

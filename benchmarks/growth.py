@@ -4,7 +4,7 @@
 
 Each size is a process of its own: write the arrays, then in a fresh one run the start and a few steps of the default
 recipe at d 64. Users and items grow with the likes. Time: the median step, over likes, against the smallest graph's.
-Memory: the process's peak against the formula of models/plan.py (a rank's own and the host's, whichever is larger)
+Memory: the process's peak against the formula of models/plan.py (a step's or the start's, whichever is larger)
 and what torch and numpy take before anything is loaded.
 """
 
@@ -28,17 +28,21 @@ STEPS = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, metavar=("FOLDER", "LIKES"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        measure(Path(options.child))
+    if options.write:
+        write_graph(Path(options.write[0]), int(options.write[1]))
+        return
+    if options.measure:
+        measure(Path(options.measure))
         return
     rows = []
     for likes in LIKES:
         with tempfile.TemporaryDirectory() as scratch:
-            write_graph(Path(scratch), likes)
-            command = [sys.executable, "-m", "benchmarks.growth", "--child", scratch]
-            subprocess.run(command, cwd=PROJECT_ROOT, check=True)
+            # Each in a process of its own: a child starts with its parent's peak.
+            for what in (["--write", scratch, str(likes)], ["--measure", scratch]):
+                subprocess.run([sys.executable, "-m", "benchmarks.growth", *what], cwd=PROJECT_ROOT, check=True)
             rows.append(json.loads((Path(scratch) / "measured.json").read_text()))
             print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
     per_edge = [row["step_seconds"] / row["likes"] for row in rows]
@@ -81,6 +85,7 @@ def zipf(rng: np.random.Generator, count: int, draws: int, exponent: float) -> n
 def measure(folder: Path) -> None:
     import torch
 
+    from models import plan
     from models.clock import Clock
     from models.distributed import Ranks
     from models.graph import load_csr
@@ -119,9 +124,9 @@ def measure(folder: Path) -> None:
         "after_start_bytes": after_start,
         "after_steps_bytes": after_steps,
         "peak_bytes": peak_bytes(),
-        "formula_bytes": before + max(cost.bytes_of_rank, cost.bytes_of_host),
+        "formula_bytes": before + plan.peak_bytes(cost, on_cpu=True),
         "formula_rank_bytes": cost.bytes_of_rank,
-        "formula_host_bytes": cost.bytes_of_host,
+        "formula_start_bytes": cost.bytes_of_start,
     }
     (folder / "measured.json").write_text(json.dumps(measured))
 

@@ -3,8 +3,8 @@
     make bench-training [DATA=folder]
 
 Gowalla and MovieLens-1M in the splits of the papers (train.parquet, test.parquet with columns user, item). Defaults
-were chosen on validation (`make bench-recipe`); each figure on test is read once, for the defaults. 2 threads. The time of a
-fit starts with the arrays of likes and ends with the tables on disk: adjacency, start, every pass, hand-over.
+were chosen on validation (`make bench-recipe`); each figure on test is read once, for the defaults. 2 threads. The time
+of a fit starts with the arrays of likes and ends with the tables on disk: adjacency, start, every pass, hand-over.
 """
 
 import argparse

@@ -93,6 +93,7 @@ class _OnRanks:
     """What does not depend on the layout."""
 
     ranks: Ranks
+    matrix: Matrix
 
     @property
     def loss_factor(self) -> float:
@@ -101,6 +102,11 @@ class _OnRanks:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
+
+    def whole_matrix(self, adjacency: Adjacency) -> Matrix:
+        """For the start, which is made on the CPU; the one at hand where that is whole and there already."""
+        here = isinstance(self, Whole | Columns) and self.ranks.device.type == "cpu"
+        return self.matrix if here else Matrix.of(adjacency)
 
     def collect(self, own: Tensor, wanted: list[Tensor], clock: Clock) -> Tensor:
         """(W, D) the rows that this rank wants; differentiable. `wanted` says by rank what each of them does."""

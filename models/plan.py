@@ -11,6 +11,7 @@ from models.lightgcn import COLUMNS_AT_ONCE
 from models.losses import USERS_AT_ONCE
 
 TABLES = 8  # table, gradient, Adam's two moments, propagated, its gradient, and two more while one becomes the other
+START_TABLES = 9  # of width + 16 columns: bases, their factorisations, products
 ROW_TABLES = 7  # of the rows that a step needs: as fetched, of length one, per temperature, gradients of each
 
 
@@ -50,7 +51,7 @@ class Cost:
 
     split: str
     bytes_of_rank: int  # of the device, at the peak of a step
-    bytes_of_host: int  # of the machine's memory for all its ranks: start, hand-over, validation
+    bytes_of_start: int  # of the machine's memory, in the first rank, which makes the start for all of them
     bytes_moved: int  # that a rank sends in a step
     seconds_of_step: float
 
@@ -77,13 +78,18 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
     return Cost(
         split=split,
         bytes_of_rank=int(TABLES * own + graph + 3 * strip + step),
-        bytes_of_host=int(ranks * 4 * table + whole_graph),
+        bytes_of_start=int(2 * whole_graph + START_TABLES * 4 * size.nodes * (size.width + 16)),
         bytes_moved=int(moved),
         seconds_of_step=gathered / rates.gathered + dense / rates.dense + moved / rates.bytes_moved,
     )
 
 
-def cheapest(costs: list[Cost], bytes_of_device: float) -> Cost | None:
+def peak_bytes(cost: Cost, *, on_cpu: bool) -> int:
+    """What a device must hold, beside code: on the CPU the start is made where the ranks are."""
+    return max(cost.bytes_of_rank, cost.bytes_of_start) if on_cpu else cost.bytes_of_rank
+
+
+def cheapest(costs: list[Cost], bytes_of_device: float, *, on_cpu: bool) -> Cost | None:
     """The fastest that fits, the simplest of equals (they stand in that order); None where none fits."""
-    fitting = [cost for cost in costs if cost.bytes_of_rank <= bytes_of_device]
+    fitting = [cost for cost in costs if peak_bytes(cost, on_cpu=on_cpu) <= bytes_of_device]
     return min(fitting, key=lambda cost: cost.seconds_of_step) if fitting else None

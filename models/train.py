@@ -28,7 +28,7 @@ from models.clock import Clock
 from models.distributed import Layout, Ranks, join_ranks
 from models.graph import Csr, load_adjacency, load_csr
 from models.identity import identity_of
-from models.lightgcn import LightGCN, Matrix, spectral_start
+from models.lightgcn import LightGCN, spectral_start
 from models.processes import die_with_parent, keep_freed_memory
 from models.progress import Epoch, Failure, Progress, write_json
 from models.rivals import popularity
@@ -137,7 +137,7 @@ def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Tr
     start_ND = None
     if ranks.is_first:
         start_ND = spectral_start(
-            Matrix.of(adjacency), spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)
+            layout.whole_matrix(adjacency), spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)
         )
     start_ND = ranks.from_first(start_ND, (adjacency.num_nodes, spec.width))
     beat(spec, ranks)

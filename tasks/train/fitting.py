@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from models.losses import temperature_of
-from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of
+from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of, peak_bytes
 from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.contracts import Fitted, Graph
@@ -141,13 +141,14 @@ def _choose_split(settings: TrainConfig, graph: Graph, place: Place) -> str:
         cost_of(split, size, place.world, _rates(place)) for split in possible if place.world > 1 or split == "data"
     ]
     costs = costs or [cost_of("data", size, 1, _rates(place))]
-    chosen = cheapest(costs, bytes_of_device)
+    on_cpu = place.device == "cpu"
+    chosen = cheapest(costs, bytes_of_device, on_cpu=on_cpu)
     for cost in costs:
         log.info("plan: %s%s", in_words(cost), " <- chosen" if cost == chosen else "")
     if chosen is None:
-        least = min(costs, key=lambda cost: cost.bytes_of_rank)
+        least = min(costs, key=lambda cost: peak_bytes(cost, on_cpu=on_cpu))
         raise TrainingOutOfMemory(
-            f"a rank needs {least.bytes_of_rank / 2**30:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
+            f"a rank needs {peak_bytes(least, on_cpu=on_cpu) / 2**30:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
             f"bytes{' / ranks' if least.split != 'data' else ''}, 16 bytes a like, and a step's rows), and its device "
             f"has {bytes_of_device / 2**30:.1f} GiB. Nothing was started. Lower train.width, raise "
             "train.batches_per_epoch, or take more ranks on more devices with train.split=rows."

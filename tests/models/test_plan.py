@@ -42,7 +42,7 @@ def test_columns_halve_the_tables_and_rows_the_graph_too() -> None:
 
 @pytest.mark.parametrize("rates", [CPU_THREAD, GPU])
 def test_columns_are_chosen_where_all_fit(rates) -> None:  # type: ignore[no-untyped-def]
-    chosen = cheapest(list(costs(GOWALLA, 2, rates).values()), 24 * 2**30)
+    chosen = cheapest(list(costs(GOWALLA, 2, rates).values()), 24 * 2**30, on_cpu=False)
     assert chosen is not None
     assert chosen.split == "columns"
 
@@ -50,15 +50,22 @@ def test_columns_are_chosen_where_all_fit(rates) -> None:  # type: ignore[no-unt
 def test_rows_are_chosen_where_nothing_else_fits_and_nothing_where_nothing_does() -> None:
     eight = costs(HUGE, 8)
     between = (eight["rows"].bytes_of_rank + eight["columns"].bytes_of_rank) / 2
-    chosen = cheapest(list(eight.values()), between)
+    chosen = cheapest(list(eight.values()), between, on_cpu=False)
     assert chosen is not None
     assert chosen.split == "rows"
-    assert cheapest(list(eight.values()), eight["rows"].bytes_of_rank - 1) is None
+    assert cheapest(list(eight.values()), eight["rows"].bytes_of_rank - 1, on_cpu=False) is None
+
+
+def test_on_the_cpu_the_start_must_fit_too() -> None:
+    cost = cost_of("rows", HUGE, 64, CPU_THREAD)
+    assert cost.bytes_of_start > cost.bytes_of_rank
+    assert cheapest([cost], cost.bytes_of_rank, on_cpu=False) == cost
+    assert cheapest([cost], cost.bytes_of_rank, on_cpu=True) is None
 
 
 def test_of_equals_the_simplest_is_chosen() -> None:
     alone = list(costs(GOWALLA, 1).values())
-    chosen = cheapest(alone, 2**40)
+    chosen = cheapest(alone, 2**40, on_cpu=True)
     assert chosen is not None
     assert chosen.split == "data"
 
