@@ -270,7 +270,7 @@ class Training:
         }
         with torch.no_grad():
             self.model.table.copy_(own.pop("table"))
-        self.optimiser.state[self.model.table] = {"step": torch.tensor(state["step"]), **own}
+        self.optimiser.state[self.model.table] = {"step": torch.tensor(state["step"]).to(self.model.table), **own}
         return Progress(self.which, state["progress"])
 
 

@@ -1,7 +1,8 @@
-"""The audit of a night in the store: every figure of it as JSON, for published and refused nights alike."""
+"""The audit of a night in the store: every figure of it as JSON, and its training curve; of refused nights, too."""
 
 import json
 from datetime import date
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
@@ -16,7 +17,11 @@ def audit_key(as_of: date, attempt: str) -> str:
 def write_audit(store: Store, night: Night, attempt: str) -> None:
     """Write-once, as everything in the store."""
     text = json.dumps(TypeAdapter(Night).dump_python(night, mode="json"), indent=1, sort_keys=True)
-    store.put_once(audit_key(night.as_of, attempt), text.encode() + b"\n")
+    key = audit_key(night.as_of, attempt)
+    store.put_once(key, text.encode() + b"\n")
+    curve = Path(night.fitted.curve_path)
+    if curve.is_file():
+        store.put_once(key.removesuffix(".json") + ".svg", curve.read_bytes())
 
 
 def read_night(store: Store, published: Published) -> Night:

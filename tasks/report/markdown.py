@@ -13,7 +13,9 @@ MODEL_NAMES = {
 
 def to_markdown(night: Night) -> str:
     """What a person reads in the dashboard the next morning."""
-    return "\n\n".join([_headline(night), _where(night), _rows(night), _metrics(night), _gate(night), _costs(night)])
+    return "\n\n".join(
+        [_headline(night), _where(night), _rows(night), _training(night), _metrics(night), _gate(night), _costs(night)]
+    )
 
 
 def _headline(night: Night) -> str:
@@ -54,6 +56,19 @@ def _rows(night: Night) -> str:
         f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items. "
         f"Recommended rows by tier: {tiers}. {night.recommendations.users_without_a_trained_row:,} users have no "
         f"trained row; {night.recommendations.short_lists:,} lists are shorter than {night.recommendations.k}."
+    )
+
+
+def _training(night: Night) -> str:
+    fitted = night.fitted
+    ranks = f"{fitted.ranks} ranks ({fitted.split})" if fitted.ranks > 1 else "one rank"
+    rate = "" if fitted.learning_rate == night.config.train.learning_rate else ", half the rate after a first try"
+    return (
+        f"## Training\n\n{fitted.num_parameters:,} numbers on {ranks}, {fitted.device}, learning rate "
+        f"{fitted.learning_rate:g}{rate}. Epoch {fitted.epochs} was best on validation (recall "
+        f"{fitted.best_validation_recall:.4f}). {fitted.seconds_judged:.1f} s for the judged fit, "
+        f"{fitted.seconds_served:.1f} s for the served one, {fitted.peak_bytes / 2**20:,.0f} MiB at its peak. "
+        f"The curve lies beside the audit: `_meta/audits/{night.as_of}/*.svg`."
     )
 
 

@@ -147,11 +147,13 @@ def _choose_split(settings: TrainConfig, graph: Graph, place: Place) -> str:
         log.info("plan: %s%s", in_words(cost), " <- chosen" if cost == chosen else "")
     if chosen is None:
         least = min(costs, key=lambda cost: peak_bytes(cost, on_cpu=on_cpu))
+        needed = peak_bytes(least, on_cpu=on_cpu) / 2**30
         raise TrainingOutOfMemory(
-            f"a rank needs {peak_bytes(least, on_cpu=on_cpu) / 2**30:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
-            f"bytes{' / ranks' if least.split != 'data' else ''}, 16 bytes a like, and a step's rows), and its device "
-            f"has {bytes_of_device / 2**30:.1f} GiB. Nothing was started. Lower train.width, raise "
-            "train.batches_per_epoch, or take more ranks on more devices with train.split=rows."
+            f"a rank needs {needed:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
+            f"bytes{' / ranks' if least.split != 'data' else ''}, 16 bytes a like, and a step's rows; on the CPU at "
+            f"least the start, 9 tables), and its device has {bytes_of_device / 2**30:.1f} GiB. Nothing was started. "
+            "Lower train.width, raise train.batches_per_epoch, or take more ranks on more devices with "
+            "train.split=rows."
         )
     return chosen.split
 

@@ -113,6 +113,7 @@ def test_the_report_stands_in_the_dashboard_and_in_the_store(night_place: Path) 
         assert found in text
     assert isinstance(newest.flow_run_id, UUID)
     audit = night_place / "store" / "_meta" / "audits" / published.as_of.isoformat() / f"{published.attempt}.json"
+    assert audit.with_suffix(".svg").read_text().count("<polyline") == 3, "the training curve outlives the scratch"
     night = json.loads(audit.read_text())
     assert night["interactions"]["rows_in"] == 240
     assert [cost["stage"] for cost in night["costs"]] == [

@@ -355,6 +355,20 @@ def test_where_the_seconds_went_adds_up(one_rank: Trained) -> None:
         assert 0.5 * whole < sum(parts.values()) <= whole + parts["start"] + 1e-3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_gpu_learns_what_the_cpu_learns(graph: Graph, tmp_path: Path, precision: str) -> None:
+    on_cpu = spec_for(graph, tmp_path / "cpu", max_epochs=3)
+    on_gpu = spec_for(graph, tmp_path / "gpu", max_epochs=3, device="cuda", precision=precision)
+    expected = fit(on_cpu, ALONE, "served", epochs=3, validation=None, identity="")
+    found = fit(on_gpu, Ranks(0, 1, torch.device("cuda", 0)), "served", epochs=3, validation=None, identity="")
+    tolerance = 1e-4 if precision == "float32" else 2e-2
+    assert found.curve[-1].loss == pytest.approx(expected.curve[-1].loss, rel=tolerance)
+    tables = load_file(tmp_path / "gpu" / "served.safetensors")
+    for name, table in load_file(tmp_path / "cpu" / "served.safetensors").items():
+        assert np.sqrt(((tables[name] - table) ** 2).mean()) <= 10 * tolerance * np.sqrt((table**2).mean())
+
+
 def test_bpr_learns_the_tastes_too(graph: Graph, tmp_path: Path) -> None:
     spec = spec_for(graph, tmp_path, loss="bpr", max_epochs=30, validate_every=5)
     judged = fit(spec, ALONE, "judged", epochs=30, validation=validation_of(spec), identity="")
