@@ -43,6 +43,7 @@ def merge_results(name: str, part: str, figures: dict[str, Any], details: object
     """Put one part's figures into `results/<name>.json`, flat, beside the others'; each part says where it ran."""
     path = RESULTS / f"{name}.json"
     report = json.loads(path.read_text()) if path.exists() else {"figures": {}, "parts": {}}
+    report.setdefault("parts", {})
     report["figures"] = dict(sorted((report["figures"] | figures).items()))
     report["parts"][part] = {"machine": machine(), "commit": commit(), "details": details}
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -124,7 +124,7 @@ def measure(folder: Path) -> None:
         "after_start_bytes": after_start,
         "after_steps_bytes": after_steps,
         "peak_bytes": peak_bytes(),
-        "formula_bytes": before + plan.peak_bytes(cost, on_cpu=True),
+        "formula_bytes": before + plan.needed_bytes(cost, cpu_ranks=1),
         "formula_rank_bytes": cost.bytes_of_rank,
         "formula_start_bytes": cost.bytes_of_start,
     }

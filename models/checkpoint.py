@@ -34,9 +34,28 @@ def save_checkpoint(folder: Path, fit: str, identity: str, checkpoint: Checkpoin
     _flush_and_rename(aside, tensors_path)
     aside.write_text(json.dumps({"body": body, "seal": _seal(body)}, indent=1))
     _flush_and_rename(aside, tensors_path.with_suffix(".json"))
-    for outdated in sorted(folder.glob(f"{fit}-*.json"))[:-KEPT]:
-        outdated.unlink()
-        outdated.with_suffix(".safetensors").unlink(missing_ok=True)
+    _drop_outdated(folder, fit, identity)
+
+
+def _drop_outdated(folder: Path, fit: str, identity: str) -> None:
+    """Older ones, and all of other trainings: theirs may have higher epochs, and nobody goes on from them here."""
+    ours = []
+    for path in sorted(folder.glob(f"{fit}-*.json")):
+        try:
+            is_ours = json.loads(path.read_text())["body"]["identity"] == identity
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+        if is_ours:
+            ours.append(path)
+        else:
+            _drop(path)
+    for path in ours[:-KEPT]:
+        _drop(path)
+
+
+def _drop(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path, fit: str, identity: str) -> tuple[Checkpoint | None, list[str]]:
@@ -65,6 +84,23 @@ def _read(path: Path, identity: str) -> Checkpoint:
 
 def _seal(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a file that `write_sealed` wrote still has its bytes."""
+    seal = path.with_suffix(".sha256")
+    return path.exists() and seal.exists() and seal.read_text() == _sha256(path)
+
+
+def write_sealed(tensors: dict[str, Tensor], path: Path) -> None:
+    """Tensors at `path`, whole or not at all, and then their hash beside them."""
+    aside = path.with_suffix(".tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
+    seal = _sha256(aside)
+    path.with_suffix(".sha256").unlink(missing_ok=True)
+    _flush_and_rename(aside, path)
+    aside.write_text(seal)
+    _flush_and_rename(aside, path.with_suffix(".sha256"))
 
 
 def _sha256(path: Path) -> str:

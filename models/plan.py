@@ -64,6 +64,8 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
     items_of_share = min(size.items, likes_of_share + size.negatives)
     rows_of_share = size.users / size.batches_per_epoch / ranks + items_of_share
     own = table if split == "data" else table / ranks
+    # A checkpoint or a look at validation puts a table together; averaged gradients have a copy of their own.
+    together = 0 if ranks == 1 else table if split == "data" else 2 * table
     graph = whole_graph / ranks if split == "rows" else whole_graph
     strip = 4 * size.nodes * min(size.width, COLUMNS_AT_ONCE)
     step = ROW_TABLES * 4 * rows_of_share * size.width + 40 * likes_of_share + 12 * USERS_AT_ONCE * size.negatives
@@ -77,19 +79,24 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
     dense = 3 * size.users / size.batches_per_epoch / ranks * size.negatives * size.width
     return Cost(
         split=split,
-        bytes_of_rank=int(TABLES * own + graph + 3 * strip + step),
+        bytes_of_rank=int(TABLES * own + together + graph + 3 * strip + step),
         bytes_of_start=int(2 * whole_graph + START_TABLES * 4 * size.nodes * (size.width + 16)),
         bytes_moved=int(moved),
         seconds_of_step=gathered / rates.gathered + dense / rates.dense + moved / rates.bytes_moved,
     )
 
 
-def peak_bytes(cost: Cost, *, on_cpu: bool) -> int:
-    """What a device must hold, beside code: on the CPU the start is made where the ranks are."""
-    return max(cost.bytes_of_rank, cost.bytes_of_start) if on_cpu else cost.bytes_of_rank
+def needed_bytes(cost: Cost, cpu_ranks: int) -> int:
+    """What a device must hold, beside code: a GPU (`cpu_ranks` 0) one rank; a machine's memory all of its CPU ranks.
+
+    The first rank makes the start before it trains. For GPUs that happens in the machine's memory, not in theirs.
+    """
+    if cpu_ranks == 0:
+        return cost.bytes_of_rank
+    return (cpu_ranks - 1) * cost.bytes_of_rank + max(cost.bytes_of_rank, cost.bytes_of_start)
 
 
-def cheapest(costs: list[Cost], bytes_of_device: float, *, on_cpu: bool) -> Cost | None:
+def cheapest(costs: list[Cost], bytes_of_device: float, *, cpu_ranks: int) -> Cost | None:
     """The fastest that fits, the simplest of equals (they stand in that order); None where none fits."""
-    fitting = [cost for cost in costs if peak_bytes(cost, on_cpu=on_cpu) <= bytes_of_device]
+    fitting = [cost for cost in costs if needed_bytes(cost, cpu_ranks) <= bytes_of_device]
     return min(fitting, key=lambda cost: cost.seconds_of_step) if fitting else None

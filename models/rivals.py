@@ -12,6 +12,7 @@ from models.graph import Csr, normalised_adjacency
 from models.lightgcn import Matrix, leading_singular_vectors
 from models.topk import PARTS, Scorer
 
+NUMBERS_AT_ONCE = 2_000_000  # of the graph filter's users near to users; 12 bytes each, and again while multiplied
 BYTES_PER_PAIR = 80  # of two items with a user in common, while the nearest are sorted out
 
 
@@ -68,7 +69,7 @@ def ease_scorer(liked: Csr, num_items: int, *, regularisation: float) -> Scorer:
     """EASE (Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"): a linear model of items by items.
 
     B = I - P / diag(P) with P = (R^T R + regularisation)^-1, so its diagonal is zero; a user's scores are R_u B.
-    Memory: 8 bytes x I^2 twice while it is fitted, 4 bytes x I^2 after; time grows with I^3. For small catalogues.
+    Memory: 8 bytes x I^2 three times while it is fitted, 4 bytes x I^2 after; time grows with I^3: small catalogues.
     """
     matrix_UI = _matrix(liked, num_items)
     gram_II = torch.from_numpy((matrix_UI.T @ matrix_UI).toarray().astype(np.float64))
@@ -94,7 +95,8 @@ def graph_filter_scorer(liked: Csr, num_items: int, *, width: int, low_pass: flo
     likes three times, I x width; for some users at a time their nearness to all users.
     """
     matrix_UI = _matrix(liked, num_items)
-    root_I = np.sqrt(np.maximum(popularity(liked, num_items), 1.0)).astype(np.float32)
+    degree_I = popularity(liked, num_items)
+    root_I = np.sqrt(np.maximum(degree_I, 1.0))
     root_U = np.sqrt(np.maximum(liked.counts(), 1)).astype(np.float32)
     normal_UI = (sp.diags(1.0 / root_U) @ matrix_UI @ sp.diags(1.0 / root_I)).tocsr().astype(np.float32)
     to_users_IU = normal_UI.T.tocsr()
@@ -104,27 +106,32 @@ def graph_filter_scorer(liked: Csr, num_items: int, *, width: int, low_pass: flo
 
     def score(users: npt.NDArray[np.int64]) -> Tensor:
         score_BI = torch.empty(len(users), num_items)
-        some = max(1, len(users) // PARTS)
-        for start in range(0, len(users), some):
-            likes_bI = matrix_UI[users[start : start + some]]
+        # Near to how many users is counted at most: popular items are near to nearly everybody.
+        near_B = np.minimum(matrix_UI[users] @ degree_I, liked.num_rows)
+        for part in _slices_of(near_B + num_items, NUMBERS_AT_ONCE):
+            likes_bI = matrix_UI[users[part]]
             near_bI = (likes_bI @ to_users_IU) @ normal_UI
             smooth_bI = low_pass * ((likes_bI @ into_IC) @ out_of_IC.T)
-            score_BI.numpy()[start : start + some] = near_bI.toarray() + smooth_bI
+            score_BI.numpy()[part] = near_bI.toarray() + smooth_bI
         score_BI[torch.from_numpy(liked.counts()[users] == 0)] = -torch.inf  # no history, no opinion
         return score_BI
 
     return score
 
 
+def _slices_of(size_B: np.ndarray, at_once: float) -> Iterator[slice]:
+    """Neighbouring rows whose sizes are at most so much together; a row with more stands alone."""
+    end_B, start, before = np.cumsum(size_B, dtype=np.float64), 0, 0.0
+    while start < len(end_B):
+        stop = max(start + 1, int(np.searchsorted(end_B, before + at_once, side="right")))
+        yield slice(start, stop)
+        start, before = stop, end_B[stop - 1]
+
+
 def _blocks_of_items(by_item_IU: sp.csr_matrix, matrix_UI: sp.csr_matrix, pairs: int) -> Iterator[slice]:
     """Neighbouring items whose similarities are at most so many; an item with more stands alone."""
     likes_of_users_I = by_item_IU @ np.diff(matrix_UI.indptr).astype(np.float64)
-    end_I = np.cumsum(np.minimum(likes_of_users_I, matrix_UI.shape[1]))
-    start, before = 0, 0.0
-    while start < len(end_I):
-        stop = max(start + 1, int(np.searchsorted(end_I, before + pairs, side="right")))
-        yield slice(start, stop)
-        start, before = stop, end_I[stop - 1]
+    yield from _slices_of(np.minimum(likes_of_users_I, matrix_UI.shape[1]), pairs)
 
 
 def _nearest(

@@ -8,6 +8,7 @@ The served fit sees everything, so nothing can be measured on it: it takes the n
 found on validation.
 """
 
+import errno
 import json
 import os
 import resource
@@ -20,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, is_as_written, newest_checkpoint, save_checkpoint, write_sealed
 from models.clock import Clock
 from models.distributed import Layout, Ranks, join_ranks
 from models.graph import Csr, load_adjacency, load_csr
@@ -247,7 +247,11 @@ class Training:
             return
         moments = self.optimiser.state[self.model.table]
         parts = {"table": self.model.table.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
-        tensors = {name: self.layout.whole(part) for name, part in parts.items()}
+        tensors = {}
+        for name, part in parts.items():  # one after another: only the first rank keeps them, in the machine's memory
+            whole_ND = self.layout.whole(part)
+            if self.ranks.is_first:
+                tensors[name] = whole_ND.cpu()
         if self.ranks.is_first:
             state = {"step": float(moments["step"]), "progress": progress.state()}
             save_checkpoint(self.folder, self.which, identity, Checkpoint(progress.epoch, tensors, state))
@@ -258,6 +262,11 @@ class Training:
         found = None
         if self.ranks.is_first:
             found, passed_over = newest_checkpoint(self.folder, self.which, identity)
+            # The best look's tables are not in the checkpoint; without them there is nothing to go on to.
+            has_best = found is not None and found.state["progress"]["best_epoch"] > 0
+            if has_best and not is_as_written(tables_path(self.spec, self.which)):
+                found = None
+                passed_over.append(f"{self.which}.safetensors, the best look so far, is not what was written")
             for why in passed_over:
                 print(f"checkpoint passed over: {why}", flush=True)
         if self.ranks.first_decides(float(found is not None)) == 0.0:
@@ -274,12 +283,14 @@ class Training:
         return Progress(self.which, state["progress"])
 
 
+def tables_path(spec: Spec, which: str) -> Path:
+    return Path(spec.output_folder) / f"{which}.safetensors"
+
+
 def save_tables(spec: Spec, ranks: Ranks, tables: tuple[Tensor, Tensor], which: str) -> None:
     """user_UD (U, D + 1) and item_ID (I, D + 1) as safetensors, whole or not at all."""
     if ranks.is_first:
-        path = Path(spec.output_folder) / f"{which}.safetensors"
-        save_file({"user_UD": tables[0].contiguous(), "item_ID": tables[1].contiguous()}, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        write_sealed({"user_UD": tables[0], "item_ID": tables[1]}, tables_path(spec, which))
 
 
 def beat(spec: Spec, ranks: Ranks) -> None:
@@ -306,6 +317,11 @@ def named_failures(spec: Spec) -> Iterator[None]:
     except Failure as failure:
         write_json(Path(spec.output_folder) / "failure.json", {"name": failure.name, "message": str(failure)})
         raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            named = {"name": "DiskFull", "message": f"the disk of {spec.output_folder} filled up in training"}
+            Path(spec.output_folder, "failure.json").write_text(json.dumps(named))
+        raise
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
             words in str(error) for words in ("not enough memory", "can't allocate memory")
@@ -324,6 +340,14 @@ def refuse_strangers(spec: Spec, ranks: Ranks) -> str:
             raise Failure(
                 "RankMismatch", f"rank {ranks.rank} and rank {rank} do not have the same {' and '.join(differs)}"
             )
+    # Result, tables and progress are the first rank's, and the night looks for them where it started this.
+    folder = Path(spec.output_folder)
+    if ranks.is_first:
+        (folder / "first-rank").write_text(str(os.getpid()))
+    first_pid = ranks.first_tells(str(os.getpid()))
+    told = folder / "first-rank"
+    if not all(ranks.everybodys(told.exists() and told.read_text() == first_pid)):
+        raise Failure("RankMismatch", "the ranks do not share one run folder, so the first one's result would be lost")
     return str(mine)
 
 

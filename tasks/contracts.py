@@ -90,6 +90,7 @@ class Fitted:
     peak_bytes: int  # of the rank that needed most
     curve_path: str  # SVG: loss and validation recall by epoch
     num_parameters: int
+    collision_rate: float = 0.0  # of the pairs of a user and a negative, how many were likes of theirs (and left out)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from models.losses import temperature_of
-from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of, peak_bytes
+from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of, needed_bytes
 from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.contracts import Fitted, Graph
@@ -24,6 +24,9 @@ from tasks.train.curve import write_curve
 from tasks.train.supervisor import Launch, train_on_ranks
 
 MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
+# The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
+# one exchange. A rank that hangs is found by its silence, not by this.
+GROUP_TIMEOUT_S = 1800
 SPLITS = ("data", "columns", "rows")
 # What changes no number stays out of the ranks' spec, and out of the stage's key (tasks/train/task.py).
 SUPERVISION = {"silence_s", "deadline_s", "relaunches", "checkpoint_s"}
@@ -68,7 +71,7 @@ def fit_twice(
         threads=place.threads,
         split=place.split,
         k=k,
-        timeout_s=max(30, settings.silence_s),
+        timeout_s=GROUP_TIMEOUT_S,
         checkpoint_s=settings.checkpoint_s,
         **settings.model_dump(exclude=SUPERVISION | WHERE | {"temperature"}),
         # By the train part, for both fits: the served one must take the judged one's recipe.
@@ -92,6 +95,7 @@ def fit_twice(
         result = _train(spec, launch, on_progress)
     except TrainingDiverged as diverged:
         spec = replace(spec, learning_rate=spec.learning_rate / 2)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.warning("%s Once more, at a learning rate of %g", diverged, spec.learning_rate)
         result = _train(spec, launch, on_progress)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -141,26 +145,27 @@ def _choose_split(settings: TrainConfig, graph: Graph, place: Place) -> str:
         cost_of(split, size, place.world, _rates(place)) for split in possible if place.world > 1 or split == "data"
     ]
     costs = costs or [cost_of("data", size, 1, _rates(place))]
-    on_cpu = place.device == "cpu"
-    chosen = cheapest(costs, bytes_of_device, on_cpu=on_cpu)
+    cpu_ranks = place.ranks if place.device == "cpu" else 0
+    chosen = cheapest(costs, bytes_of_device, cpu_ranks=cpu_ranks)
     for cost in costs:
         log.info("plan: %s%s", in_words(cost), " <- chosen" if cost == chosen else "")
     if chosen is None:
-        least = min(costs, key=lambda cost: peak_bytes(cost, on_cpu=on_cpu))
-        needed = peak_bytes(least, on_cpu=on_cpu) / 2**30
+        least = min(costs, key=lambda cost: needed_bytes(cost, cpu_ranks))
+        whose = f"{place.ranks} ranks on this machine need" if cpu_ranks else "a rank on its GPU needs"
         raise TrainingOutOfMemory(
-            f"a rank needs {needed:.1f} GiB ({least.split}: 8 tables of nodes x train.width x 4 "
-            f"bytes{' / ranks' if least.split != 'data' else ''}, 16 bytes a like, and a step's rows; on the CPU at "
-            f"least the start, 9 tables), and its device has {bytes_of_device / 2**30:.1f} GiB. Nothing was started. "
-            "Lower train.width, raise train.batches_per_epoch, or take more ranks on more devices with "
-            "train.split=rows."
+            f"{whose} {needed_bytes(least, cpu_ranks) / 2**30:.1f} GiB, and there are {bytes_of_device / 2**30:.1f} "
+            f"({in_words(least)}). A rank holds 8 tables of {size.nodes:,} nodes x train.width x 4 bytes "
+            "(divided by the ranks unless train.split=data), 16 bytes a like and a step's rows; the first one on a CPU "
+            "makes a start of 9 tables. Nothing was started. Lower train.width, raise train.batches_per_epoch, or take "
+            "more machines."
         )
     return chosen.split
 
 
 def in_words(cost: Cost) -> str:
     return (
-        f"{cost.split}: {cost.bytes_of_rank / 2**20:,.0f} MiB a rank, "
+        f"{cost.split}: {cost.bytes_of_rank / 2**20:,.0f} MiB a rank, {cost.bytes_of_start / 2**20:,.0f} MiB for the "
+        "start, "
         f"{cost.bytes_moved / 2**20:,.1f} MiB sent a rank and step, about {1e3 * cost.seconds_of_step:,.0f} ms a step"
     )
 
@@ -179,7 +184,7 @@ def _bytes_of_device(place: Place) -> float:
     """What is built in, not what is free at the moment: the plan must be the same tomorrow."""
     if place.device == "cuda":
         return float(min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(place.ranks)))
-    return psutil.virtual_memory().total / place.ranks
+    return float(psutil.virtual_memory().total)
 
 
 def _device_and_ranks(settings: TrainConfig) -> tuple[str, int]:
@@ -229,4 +234,5 @@ def _fitted(folder: Path, spec: Spec, result: dict[str, Any], place: Place) -> F
         peak_bytes=max(result["peak_bytes_by_rank"]),
         curve_path=str(write_curve(folder / "curve.svg", result)),
         num_parameters=sum(rows * (columns - 1) for rows, columns in shapes),  # the last column is not learned
+        collision_rate=result["served"]["collision_rate"],
     )

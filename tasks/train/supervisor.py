@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psutil
 
-from tasks.errors import NightError, RankMismatch, TrainingDiverged, TrainingLost, TrainingOutOfMemory
+from tasks.errors import DiskFull, NightError, RankMismatch, TrainingDiverged, TrainingLost, TrainingOutOfMemory
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
@@ -34,7 +34,8 @@ ENDINGS: dict[str, tuple[type[NightError], str]] = {
         "A rank holds about 8 tables of nodes x train.width x 4 bytes (divided by the ranks unless train.split=data) "
         "and 16 bytes a like: lower train.width, raise train.batches_per_epoch, or take more devices.",
     ),
-    "RankMismatch": (RankMismatch, "Bring the same code and the same graph folder to every node, then run again."),
+    "RankMismatch": (RankMismatch, "Bring the same code, graph folder and work folder to every node, then run again."),
+    "DiskFull": (DiskFull, "Free space there or set NIGHTGRAPH_WORK to a larger disk, then run again."),
 }
 log = logging.getLogger("nightgraph.train")
 
@@ -146,7 +147,7 @@ def _watch(
         heard = max((path.stat().st_mtime for path in folder.glob("heartbeat-*")), default=0.0)
         silent_for = time.time() - max(started, heard)
         if silent_for > (launch.silence_s if heard > started else max(launch.silence_s, startup_s)):
-            return f"no rank gave a sign of life for {silent_for:.0f} s"
+            return f"no rank gave a sign of life for {silent_for:.0f} s (train.silence_s)"
         if time.monotonic() >= until:
             return f"it had not ended after train.deadline_s = {launch.deadline_s:.0f} s"
         time.sleep(POLL_S)

@@ -40,6 +40,16 @@ def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
     return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=report)
 
 
+def in_words(progress: dict[str, Any]) -> str:
+    """One line for the dashboard and the terminal."""
+    recall = progress["validation_recall"]
+    return (
+        f"{progress['fit']} fit, epoch {progress['epoch']} of at most {progress['epochs']}: loss {progress['loss']:.4f}"
+        + (f", validation recall {recall:.4f}" if recall is not None else "")
+        + f", at most {progress['seconds_left']:.0f} s left"
+    )
+
+
 class _ProgressReport:
     """Passes the ranks' progress on, at most once a second: each update is a request to the server.
 
@@ -59,27 +69,19 @@ class _ProgressReport:
         if not last and time.monotonic() - self.told_at < 1.0:
             return
         self.told_at = time.monotonic()
-        recall = progress["validation_recall"]
-        log.info(
-            "%s fit, epoch %d of at most %d: loss %.4f%s, at most %.0f s left",
-            progress["fit"],
-            progress["epoch"],
-            progress["epochs"],
-            progress["loss"],
-            f", validation recall {recall:.4f}" if recall is not None else "",
-            progress["seconds_left"],
-        )
-        self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0))
+        words = in_words(progress)
+        log.info(words)
+        self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0), words)
 
-    def _show(self, percent: float) -> None:
+    def _show(self, percent: float, words: str = "starting the ranks") -> None:
         if time.monotonic() < self.rests_until:
             return
         try:
             if self.artifact_id is None:
-                made: Any = create_progress_artifact(percent, key="training", description="LightGCN: two fits")
+                made: Any = create_progress_artifact(percent, key="training", description=words)
                 self.artifact_id = made
             else:
-                update_progress_artifact(self.artifact_id, progress=percent)
+                update_progress_artifact(self.artifact_id, progress=percent, description=words)
         except Exception as error:
             self.rests_until = time.monotonic() + REST_S
             log.warning("the dashboard's progress bar could not be moved (%s)", type(error).__name__)

@@ -47,6 +47,14 @@ def test_only_the_two_newest_are_kept_and_nothing_unfinished(folder: Path) -> No
     assert names == [f"judged-{epoch:06d}.{kind}" for epoch in (7, 12) for kind in ("json", "safetensors")]
 
 
+def test_those_of_another_training_make_room_even_if_they_went_further(folder: Path) -> None:
+    for epoch in (1, 2, 3):
+        save_checkpoint(folder, "judged", "at half the rate", checkpoint(epoch))
+        assert epoch_of(folder, identity="at half the rate") == (epoch, [])
+    assert sorted(path.stem for path in folder.glob("*.json")) == ["judged-000002", "judged-000003"]
+    assert epoch_of(folder, identity="this training")[0] is None
+
+
 def test_one_of_another_training_is_passed_over_and_named(folder: Path) -> None:
     epoch, passed_over = epoch_of(folder, identity="another date, recipe, code or number of ranks")
     assert epoch is None

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from models.clock import Clock
 from models.distributed import Ranks, Whole
 from models.graph import Csr, interactions_by_user, normalised_adjacency
-from models.lightgcn import COLUMNS_AT_ONCE, LightGCN, Matrix, _MeanOfLayers, mean_of_layers, spectral_start
+from models.lightgcn import (
+    COLUMNS_AT_ONCE,
+    LightGCN,
+    Matrix,
+    _MeanOfLayers,
+    leading_singular_vectors,
+    mean_of_layers,
+    spectral_start,
+)
 from models.sampling import UserSampler
 from tests.worlds import random_likes
 
@@ -189,3 +197,16 @@ def test_the_start_spans_the_leading_singular_vectors() -> None:
     cosine_UI = unit_ND[:20] @ unit_ND[20:].T
     assert cosine_UI[torch.from_numpy(likes_UI)].min() > 0.9
     assert cosine_UI[torch.from_numpy(~likes_UI)].max() < 0.5
+
+
+def test_the_singular_vectors_are_numpys() -> None:
+    """Of a matrix whose values fall slowly, where a single product would find other directions."""
+    likes_UI = random_likes(np.random.default_rng(3), 120, 90, 0.15)
+    liked = interactions_by_user(*np.nonzero(likes_UI), num_users=120)
+    left_UC, value_C, right_IC = leading_singular_vectors(Matrix.of(normalised_adjacency(liked, 90)), 120, 8, seed=1)
+    normal_UI = likes_UI / np.sqrt(likes_UI.sum(1, keepdims=True)) / np.sqrt(likes_UI.sum(0))
+    expected = np.linalg.svd(normal_UI, compute_uv=False)[:8]
+    np.testing.assert_allclose(value_C.numpy(), expected, rtol=0.02)
+    np.testing.assert_allclose(
+        np.abs((left_UC.T.numpy() @ normal_UI @ right_IC.numpy()).diagonal()), value_C, rtol=1e-3
+    )

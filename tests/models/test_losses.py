@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models.graph import Csr, interactions_by_user
-from models.losses import USERS_AT_ONCE, bpr_loss, sampled_softmax_loss
+from models.losses import USERS_AT_ONCE, bpr_loss, sampled_softmax_loss, temperature_of
 from models.sampling import Share, TripletSampler, UserSampler
 from tests.worlds import random_likes
 
@@ -70,6 +70,28 @@ def test_a_step_larger_than_one_block_of_users_gives_the_same_sums() -> None:
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_temperature_that_spreads_scores_beyond_exp_gives_the_same_sums() -> None:
+    """Cosines of 1 and -1 are 200 apart then: exp of what is missing to a common ceiling would be zero."""
+    _, share = share_of(30, 40, negatives=20)
+    ours, plain = rows_of(share).requires_grad_(), rows_of(share).requires_grad_()
+    loss = sampled_softmax_loss(ours, torch.zeros(40), share, temperature=0.01)
+    expected = plain_loss(plain, torch.zeros(40), share, 0.01)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "likes", "temperature"),
+    [(943, 1682, 44_000, 0.15), (671, 9066, 50_000, 0.15), (29_858, 40_981, 810_128, 0.1), (1000, 1000, 3000, 0.15)],
+)
+def test_few_likes_among_all_pairs_make_the_softmax_sharper(
+    users: int, items: int, likes: int, temperature: float
+) -> None:
+    assert temperature_of(users=users, items=items, likes=likes) == temperature
 
 
 def test_a_user_who_likes_all_the_negatives_costs_nothing_and_is_finite() -> None:

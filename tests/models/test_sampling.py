@@ -71,6 +71,16 @@ def test_the_ranks_shares_are_the_whole_step(liked: Csr, world: int) -> None:
         assert sum(len(share.collision_user) for share in shares) == len(whole.collision_user)
 
 
+def test_neighbours_share_a_rank_and_the_ranks_have_about_the_same_to_score(liked: Csr) -> None:
+    likeness_U = np.random.default_rng(0).random(USERS).astype(np.float32)
+    sampler = UserSampler(liked, ITEMS, batches_per_epoch=1, negatives=8, seed=1, device=CPU, likeness_U=likeness_U)
+    (shares,) = epoch_of(sampler, 1, 3)
+    places = [likeness_U[users_in(share)] for share in shares]
+    assert places[0].max() < places[1].min() <= places[1].max() < places[2].min()
+    scores = [share.num_users * len(share.negatives) + len(share.liked_item) for share in shares]
+    assert max(scores) < 1.5 * min(scores)
+
+
 def test_a_share_names_the_rows_that_it_needs_and_no_others(liked: Csr) -> None:
     for shares in epoch_of(sampler_of(liked), 1, world=2):
         for share in shares:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import models.lightgcn
 import models.topk
 import models.train
+from models.clock import Clock
 from models.distributed import Ranks
 from models.graph import interactions_by_user, load_csr, normalised_adjacency, save_arrays
 from models.identity import identity_of
@@ -24,7 +25,7 @@ from models.lightgcn import LightGCN
 from models.progress import Failure, Progress
 from models.rivals import popularity
 from models.topk import InnerProduct, top_k
-from models.train import Fit, Spec, fit
+from models.train import Fit, Spec, begin, fit
 from tasks.contracts import Graph
 from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world, validation_of
 
@@ -346,6 +347,70 @@ def test_the_identity_of_a_training_is_its_graph_settings_code_and_ranks(graph: 
     values[7] = np.nextafter(values[7], 1)
     np.save(other / "adjacency_train.values.npy", values)
     assert ours.differences(identity_of(str(other), spec.settings(), world=2)) == ["graph"]
+
+
+def test_the_bias_of_the_loss_stands_in_the_tables(graph: Graph, one_rank: Trained, tmp_path: Path) -> None:
+    popularity_I = popularity(load_csr(graph.folder, "liked_all"), graph.num_items)
+    expected = 0.5 * np.log(np.maximum(popularity_I, 1.0))
+    np.testing.assert_allclose(one_rank.tables("served")["item_ID"][:, -1], expected, rtol=1e-6)
+    assert (one_rank.tables("served")["user_UD"][:, -1] == 1.0).all()
+    spec = spec_for(graph, tmp_path, loss="bpr", max_epochs=1)
+    fit(spec, ALONE, "served", epochs=1, validation=None, identity="")
+    assert (load_file(tmp_path / "served.safetensors")["item_ID"][:, -1] == 0.0).all(), "the paper's scores have none"
+
+
+def test_bfloat16_reaches_the_products_and_learns_much_the_same(
+    graph: Graph, one_rank: Trained, tmp_path: Path
+) -> None:
+    spec = spec_for(graph, tmp_path, precision="bfloat16")
+    found = fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=validation_of(spec), identity="")
+    losses = [epoch.loss for epoch in found.curve]
+    assert losses != one_rank.losses("judged")
+    np.testing.assert_allclose(losses, one_rank.losses("judged"), rtol=0.02)
+
+
+@pytest.mark.parametrize(("loss", "decay_of_adam"), [("softmax", 0.25), ("bpr", 0.0)])
+def test_bpr_decays_in_its_loss_and_not_twice(graph: Graph, tmp_path: Path, loss: str, decay_of_adam: float) -> None:
+    spec = spec_for(graph, tmp_path, loss=loss, weight_decay=0.25)
+    training = begin(spec, ALONE, "served", load_csr(graph.folder, "liked_all"), Clock())
+    assert training.optimiser.param_groups[0]["weight_decay"] == decay_of_adam
+    assert training.model.decay == 0.25
+
+
+def test_validation_leaves_out_what_a_user_had_met_liked_or_not(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path)
+    validation = validation_of(spec)
+    generator = torch.Generator().manual_seed(0)
+    tables = (
+        torch.randn(graph.num_users, 3, generator=generator),
+        torch.randn(graph.num_items, 3, generator=generator),
+    )
+    train, seen = load_csr(graph.folder, "liked_train"), load_csr(graph.folder, "seen_before_validation")
+    target = load_csr(graph.folder, "liked_validation")
+    score_UI = (tables[0] @ tables[1].T).numpy()
+    score_UI[:, popularity(train, graph.num_items) == 0] = -np.inf
+    expected, differs = [], 0
+    for user in validation.users:
+        met, liked = (csr.indices[csr.indptr[user] : csr.indptr[user + 1]] for csr in (seen, train))
+        wanted = set(target.indices[target.indptr[user] : target.indptr[user + 1]].tolist())
+        score_I = score_UI[user].copy()
+        score_I[met] = -np.inf
+        expected.append(len(wanted & set(np.argsort(-score_I, kind="stable")[:10].tolist())) / len(wanted))
+        differs += len(met) > len(liked)
+    assert differs > 0
+    np.testing.assert_allclose(validation.recall_of(tables, validation.users), expected)
+
+
+def test_a_best_look_that_was_damaged_is_not_kept(graph: Graph, tmp_path: Path) -> None:
+    """Its tables are part of where a judged fit stood, and no part of its checkpoint."""
+    settings = {"max_epochs": 4, "validate_every": 2, "patience": 100, "checkpoint_s": 0.0}
+    spec = spec_for(graph, tmp_path, **settings)
+    fit(spec, ALONE, "judged", epochs=3, validation=validation_of(spec), identity="a")
+    path = tmp_path / "judged.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-8:] = bytes(8)
+    path.write_bytes(bytes(damaged))
+    assert fit(spec, ALONE, "judged", epochs=4, validation=validation_of(spec), identity="a").resumed_at == 0
 
 
 def test_where_the_seconds_went_adds_up(one_rank: Trained) -> None:

@@ -52,6 +52,12 @@ def test_the_difference_is_that_of_the_means(evaluation: Evaluation) -> None:
         assert evaluation.over_popularity[metric].mean == pytest.approx(means[0] - means[1])
 
 
+def test_a_rival_that_would_cost_too_much_is_left_out(graph: Graph, fitted: Fitted) -> None:
+    few = SETTINGS.model_copy(update={"ease_items_at_most": graph.num_items - 1, "filter_likes_at_most": 0})
+    evaluation = evaluate_fit(graph, fitted, few, block_bytes=BLOCK_BYTES)
+    assert {s.model for s in evaluation.scores} == {"lightgcn", "popularity", "item_knn"}
+
+
 def test_every_user_with_a_like_in_the_part_counts_for_every_model(evaluation: Evaluation, graph: Graph) -> None:
     assert {s.model for s in evaluation.scores} == {"lightgcn", "popularity", "item_knn", "ease", "graph_filter"}
     for each in evaluation.scores:
