@@ -349,7 +349,10 @@ def test_the_plan_is_told_before_anything_starts(graph: Graph, caplog: pytest.Lo
     plans = [record.getMessage() for record in caplog.records]
     assert [plan.split(":")[1].strip() for plan in plans] == ["data", "columns", "rows"]
     assert [place.split for plan in plans if plan.endswith("<- chosen")] == [place.split]
-    assert all(re.search(r"[\d,]+ MiB a rank, [\d.,]+ MiB sent a rank and step, about [\d,]+ ms", p) for p in plans)
+    assert all(
+        re.search(r"MiB a rank, [\d,]+ MiB for the start, [\d.,]+ MiB sent a rank and step, about [\d,]+ ms", p)
+        for p in plans
+    )
 
 
 def test_a_split_that_cannot_be_is_refused_with_what_could(graph: Graph) -> None:
@@ -362,7 +365,9 @@ def test_a_split_that_cannot_be_is_refused_with_what_could(graph: Graph) -> None
 
 def test_what_no_device_can_hold_is_refused_before_it_starts(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**20))
-    with pytest.raises(TrainingOutOfMemory, match=r"a rank needs .* GiB \(.*8 tables.*Lower train\.width"):
+    with pytest.raises(
+        TrainingOutOfMemory, match=r"1 ranks on this machine need .* GiB, .*8 tables of 100 nodes.*Lower train\.width"
+    ):
         choose_place(TrainConfig(device="cpu", ranks=1, width=1024), graph)
 
 
