@@ -1,13 +1,20 @@
 """What the graph must beat, held against its definition in dense matrices."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from models.graph import Csr, interactions_by_user
+from models.distributed import Ranks
+from models.graph import Csr, interactions_by_user, normalised_adjacency, save_arrays
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.topk import Scorer, top_k
-from tests.worlds import random_likes
+from models.topk import InnerProduct, Scorer, top_k
+from models.train import fit
+from tasks.contracts import Graph
+from tests.worlds import random_likes, spec_for
 
 USERS, ITEMS = 25, 18
 
@@ -119,7 +126,21 @@ def test_the_similarity_is_the_common_users_over_both_norms_and_the_shrink(
 
 # ---- one behaviour for all of them
 
+
+def lightgcn_scorer(liked: Csr, num_items: int) -> Scorer:
+    """A short fit of the model that the rivals stand beside."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_arrays(folder, "liked_all", liked)
+        save_arrays(folder, "adjacency_all", normalised_adjacency(liked, num_items))
+        world = Graph(folder, "", "", liked.num_rows, num_items, *([0] * 7))
+        spec = spec_for(world, Path(folder), max_epochs=10)
+        fit(spec, Ranks(0, 1, torch.device("cpu")), "served", epochs=10, validation=None, identity="")
+        tables = load_file(Path(folder) / "served.safetensors")
+    return InnerProduct(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity(liked, num_items) > 0)
+
+
 RIVALS = {
+    "LightGCN": lightgcn_scorer,
     "popularity": lambda liked, items: popularity_scorer(liked, items),
     "item-kNN": lambda liked, items: item_knn_scorer(liked, items, neighbours=10, shrink=1.0),
     "EASE": lambda liked, items: ease_scorer(liked, items, regularisation=5.0),

@@ -1,5 +1,6 @@
 """Training, alone and on two ranks that talk: the same tastes, the same curve, the same bytes when repeated."""
 
+import errno
 import json
 import os
 import shutil
@@ -367,6 +368,24 @@ def test_bfloat16_reaches_the_products_and_learns_much_the_same(
     losses = [epoch.loss for epoch in found.curve]
     assert losses != one_rank.losses("judged")
     np.testing.assert_allclose(losses, one_rank.losses("judged"), rtol=0.02)
+
+
+def test_a_full_disk_and_a_full_memory_are_named_and_other_errors_are_not(graph: Graph, tmp_path: Path) -> None:
+    spec = spec_for(graph, tmp_path)
+    for error, name in (
+        (OSError(errno.ENOSPC, "No space left on device"), "DiskFull"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "TrainingOutOfMemory",
+        ),
+        (MemoryError(), "TrainingOutOfMemory"),
+        (RuntimeError("shape mismatch"), None),
+    ):
+        (tmp_path / "failure.json").unlink(missing_ok=True)
+        with pytest.raises(type(error)), models.train.named_failures(spec):
+            raise error
+        written = tmp_path / "failure.json"
+        assert (json.loads(written.read_text())["name"] if written.exists() else None) == name
 
 
 @pytest.mark.parametrize(("loss", "decay_of_adam"), [("softmax", 0.25), ("bpr", 0.0)])
