@@ -39,10 +39,12 @@ class Rates:
     gathered: float
     dense: float
     bytes_moved: float  # to other ranks, a second
+    step: float  # seconds that any step costs: calls, draws, the optimiser's
+    message: float  # seconds that a message costs, however short
 
 
-CPU_THREAD = Rates(gathered=5e9, dense=6e10, bytes_moved=1e9)
-GPU = Rates(gathered=3e11, dense=1e13, bytes_moved=1e11)
+CPU_THREAD = Rates(gathered=5e9, dense=6e10, bytes_moved=1e9, step=0.005, message=0.0003)
+GPU = Rates(gathered=3e11, dense=1e13, bytes_moved=1e11, step=0.002, message=0.00005)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
         "columns": fetched,
         "rows": fetched + 2 * size.layers * (ranks - 1) / ranks * table,
     }[split]
+    strips = -(-size.width // COLUMNS_AT_ONCE)
+    exchanges = {"data": 1, "columns": 2, "rows": 2 + 2 * size.layers * strips}[split]
+    messages = 2 * (ranks - 1) * exchanges
     gathered = 4 * size.layers * size.likes * size.width / (1 if split == "data" else ranks)
     dense = 3 * size.users / size.batches_per_epoch / ranks * size.negatives * size.width
     return Cost(
@@ -82,7 +87,11 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
         bytes_of_rank=int(TABLES * own + together + graph + 3 * strip + step),
         bytes_of_start=int(2 * whole_graph + START_TABLES * 4 * size.nodes * (size.width + 16)),
         bytes_moved=int(moved),
-        seconds_of_step=gathered / rates.gathered + dense / rates.dense + moved / rates.bytes_moved,
+        seconds_of_step=rates.step
+        + gathered / rates.gathered
+        + dense / rates.dense
+        + moved / rates.bytes_moved
+        + messages * rates.message,
     )
 
 

@@ -89,7 +89,13 @@ class Progress:
         """For the dashboard and the terminal. Seconds left: as if no patience ended it sooner."""
         here = self.epoch - self.resumed_at
         left = (self.seconds - self.seconds_before) / max(1, here) * (epochs - self.epoch)
-        told = {"fit": self.which, "epochs": epochs, "seconds_left": left, **asdict(self.curve[-1])}
+        told = {
+            "fit": self.which,
+            "epochs": epochs,
+            "seconds_left": left,
+            "resumed_at": self.resumed_at,
+            **asdict(self.curve[-1]),
+        }
         write_json(folder / "progress.json", told)
 
 

@@ -89,14 +89,23 @@ def fit_twice(
         deadline_s=settings.deadline_s,
         relaunches=settings.relaunches,
     )
-    plural = "s" if place.world > 1 else ""
-    log.info("training on %d rank%s (%s, %d threads each)", place.world, plural, place.device, place.threads)
+    log.info(
+        "training on %d rank%s%s (%s, %d threads each)",
+        place.world,
+        "s" if place.world > 1 else "",
+        f" of {place.nodes} nodes" if place.nodes > 1 else "",
+        place.device,
+        place.threads,
+    )
+    if place.device == "cpu" and place.ranks * place.threads > (os.cpu_count() or 1):
+        log.warning("%d threads share %d cores: fewer ranks are faster", place.ranks * place.threads, os.cpu_count())
     try:
         result = _train(spec, launch, on_progress)
     except TrainingDiverged as diverged:
         spec = replace(spec, learning_rate=spec.learning_rate / 2)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        log.warning("%s Once more, at a learning rate of %g", diverged, spec.learning_rate)
+        what = str(diverged).split(". Nothing was published")[0]
+        log.warning("%s; once more, at a learning rate of %g", what, spec.learning_rate)
         result = _train(spec, launch, on_progress)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return _fitted(folder, spec, result, place)

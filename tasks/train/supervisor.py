@@ -76,9 +76,14 @@ def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]
     """
     folder = launch.spec_path.parent
     until = time.monotonic() + launch.deadline_s
-    if launch.nodes > 1:
-        log.info("waiting for %d more nodes to run: %s", launch.nodes - 1, " ".join(["python", *launch.command()[1:]]))
     for number in range(launch.relaunches + 1):
+        if launch.nodes > 1:
+            command = " ".join(["python", *launch.command()[1:]])
+            log.info(
+                "waiting for %d more nodes; in the checkout of each, in its virtual environment, run: %s",
+                launch.nodes - 1,
+                command,
+            )
         for leftover in ("result.json", "failure.json", "progress.json"):
             (folder / leftover).unlink(missing_ok=True)
         reason = _launch_and_watch(launch, until, on_progress)
@@ -88,8 +93,15 @@ def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]
             raise kind(f"{failure['message']}. Nothing was published. {what_to_do}")
         if (folder / "result.json").exists():
             return json.loads((folder / "result.json").read_text())
-        log.warning("training lost: %s (launch %d of %d)", reason, number + 1, launch.relaunches + 1)
-        if time.monotonic() >= until:
+        again = number < launch.relaunches and time.monotonic() < until
+        log.warning(
+            "training lost: %s (launch %d of %d)%s",
+            reason,
+            number + 1,
+            launch.relaunches + 1,
+            "; launching again, from the last checkpoint if there is one" if again else "",
+        )
+        if not again:
             break
     raise TrainingLost(
         f"training on {launch.ranks} ranks ended without a result, {number + 1} times; the last time {reason}. "
@@ -152,8 +164,10 @@ def _watch(
             return f"it had not ended after train.deadline_s = {launch.deadline_s:.0f} s"
         time.sleep(POLL_S)
     _tell(folder, told, on_progress)
-    by = " (SIGKILL: killed by hand, or by a machine out of memory)" if code == -9 else ""
-    return f"it ended with code {code}{by}"
+    if code == -9:
+        return "it ended with code -9 (SIGKILL: killed by hand, or by a machine out of memory)"
+    *_, last_words = ["", *_last_lines(folder / "ranks.log").splitlines()]
+    return last_words.strip() if "ended first" in last_words else f"it ended with code {code}"
 
 
 def _tell(folder: Path, told: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

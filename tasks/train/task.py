@@ -47,6 +47,7 @@ def in_words(progress: dict[str, Any]) -> str:
         f"{progress['fit']} fit, epoch {progress['epoch']} of at most {progress['epochs']}: loss {progress['loss']:.4f}"
         + (f", validation recall {recall:.4f}" if recall is not None else "")
         + f", at most {progress['seconds_left']:.0f} s left"
+        + (f" (went on from epoch {progress['resumed_at']})" if progress["resumed_at"] else "")
     )
 
 
