@@ -111,6 +111,9 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         flat[f"{name}_recall_at_20"] = recall["lightgcn"]
         flat[f"{name}_popularity_recall_at_20"] = recall["popularity"]
         flat[f"{name}_itemknn_recall_at_20"] = recall["item_knn"]
+        flat[f"{name}_graph_filter_recall_at_20"] = recall["graph_filter"]
+        if "ease" in recall:
+            flat[f"{name}_ease_recall_at_20"] = recall["ease"]
     return flat
 
 
