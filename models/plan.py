@@ -53,6 +53,7 @@ class Cost:
 
     split: str
     bytes_of_rank: int  # of the device, at the peak of a step
+    bytes_of_graph: int  # the stored arrays, mapped into memory once for all ranks of a machine
     bytes_of_start: int  # of the machine's memory, in the first rank, which makes the start for all of them
     bytes_moved: int  # that a rank sends in a step
     seconds_of_step: float
@@ -85,6 +86,7 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
     return Cost(
         split=split,
         bytes_of_rank=int(TABLES * own + together + graph + 3 * strip + step),
+        bytes_of_graph=int(whole_graph),
         bytes_of_start=int(2 * whole_graph + START_TABLES * 4 * size.nodes * (size.width + 16)),
         bytes_moved=int(moved),
         seconds_of_step=rates.step
@@ -102,7 +104,8 @@ def needed_bytes(cost: Cost, cpu_ranks: int) -> int:
     """
     if cpu_ranks == 0:
         return cost.bytes_of_rank
-    return (cpu_ranks - 1) * cost.bytes_of_rank + max(cost.bytes_of_rank, cost.bytes_of_start)
+    first = max(cost.bytes_of_rank + cost.bytes_of_graph, cost.bytes_of_start)  # the start counts the mapped graph
+    return (cpu_ranks - 1) * cost.bytes_of_rank + first
 
 
 def cheapest(costs: list[Cost], bytes_of_device: float, *, cpu_ranks: int) -> Cost | None:

@@ -75,7 +75,8 @@ def test_the_formula_is_what_it_says() -> None:
 
 def test_ranks_on_one_machine_share_its_memory_and_the_start_is_made_once() -> None:
     cost = cost_of("data", GOWALLA, 8, CPU_THREAD)
-    assert needed_bytes(cost, 8) == 7 * cost.bytes_of_rank + max(cost.bytes_of_rank, cost.bytes_of_start)
+    first = max(cost.bytes_of_rank + cost.bytes_of_graph, cost.bytes_of_start)
+    assert needed_bytes(cost, 8) == 7 * cost.bytes_of_rank + first
     assert needed_bytes(cost, 0) == cost.bytes_of_rank
 
 
