@@ -33,10 +33,14 @@ def machine() -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
+    """What is checked out; -dirty where code differs from it. Results are written by the runs themselves."""
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!*.md")
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
 
 
 def merge_results(name: str, part: str, figures: dict[str, Any], details: object) -> None:
