@@ -8,16 +8,19 @@ training that are left 5 seconds after it ended.
 """
 
 import argparse
+import json
 import signal
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from benchmarks.common import carve_validation, merge_results, spec_of, write_arrays
+from benchmarks.common import PROJECT_ROOT, carve_validation, merge_results, spec_of, write_arrays
 from models.graph import interactions_by_user
 from tasks.run import file_sha256
 from tasks.train.supervisor import RUN_ID_VARIABLE, Launch, train_on_ranks
@@ -46,7 +49,7 @@ def main() -> None:
     merge_results("training", "kills", figures, rows)
 
 
-def prepare(scratch: Path):  # type: ignore[no-untyped-def]
+def prepare(scratch: Path) -> Callable[[str], Launch]:
     rng = np.random.default_rng(1)
     pair = np.unique(rng.integers(0, 300 * 400, 9000))
     train_part, validation = carve_validation(interactions_by_user(pair // 400, pair % 400, 300))
@@ -59,11 +62,6 @@ def prepare(scratch: Path):  # type: ignore[no-untyped-def]
             folder, 300, 400, threads=1, output_folder=str(out), split="columns", width=16, negatives=64,
             max_epochs=EPOCHS, patience=100, checkpoint_s=0.2,
         )  # fmt: skip
-        import json
-        from dataclasses import asdict
-
-        from benchmarks.common import PROJECT_ROOT
-
         (out / "spec.json").write_text(json.dumps(asdict(spec)))
         return Launch(
             out / "spec.json", ranks=2, threads=1, project_root=PROJECT_ROOT, silence_s=5, deadline_s=120, relaunches=3

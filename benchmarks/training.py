@@ -126,7 +126,7 @@ def operator_figures(train: Csr, test: Csr, num_items: int, width: int = 64, lay
         **{f"propagation_speedup_over_{name}": forward[name] / forward["ours"] for name in list(ways)[1:]},
         **{f"propagation_with_backward_speedup_over_{name}": both[name] / both["ours"] for name in list(ways)[1:]},
         "propagation_milliseconds": 1e3 * forward["ours"],
-        "propagation_over_gathered_bytes_at_read_bandwidth": forward["ours"] / gathered,
+        "propagation_over_bandwidth_floor": forward["ours"] / gathered,
     }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.identity import file_sha256
+
 KEPT = 2  # of each fit: the newest, and one before it in case the newest cannot be read
 
 
@@ -30,7 +32,7 @@ def save_checkpoint(folder: Path, fit: str, identity: str, checkpoint: Checkpoin
     tensors_path = folder / f"{fit}-{checkpoint.epoch:06d}.safetensors"
     aside = tensors_path.with_suffix(".tmp")
     save_file({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, aside)
-    body = {"identity": identity, "epoch": checkpoint.epoch, "tensors": _sha256(aside), "state": checkpoint.state}
+    body = {"identity": identity, "epoch": checkpoint.epoch, "tensors": file_sha256(aside), "state": checkpoint.state}
     _flush_and_rename(aside, tensors_path)
     aside.write_text(json.dumps({"body": body, "seal": _seal(body)}, indent=1))
     _flush_and_rename(aside, tensors_path.with_suffix(".json"))
@@ -77,7 +79,7 @@ def _read(path: Path, identity: str) -> Checkpoint:
     if body["identity"] != identity:
         raise ValueError("it is of another training (graph, settings, code or number of ranks)")
     tensors_path = path.with_suffix(".safetensors")
-    if _sha256(tensors_path) != body["tensors"]:  # before a single byte is parsed
+    if file_sha256(tensors_path) != body["tensors"]:  # before a single byte is parsed
         raise ValueError("its tensors are not what was written")
     return Checkpoint(body["epoch"], load_file(tensors_path), body["state"])
 
@@ -89,23 +91,18 @@ def _seal(body: dict[str, Any]) -> str:
 def is_as_written(path: Path) -> bool:
     """Whether a file that `write_sealed` wrote still has its bytes."""
     seal = path.with_suffix(".sha256")
-    return path.exists() and seal.exists() and seal.read_text() == _sha256(path)
+    return path.exists() and seal.exists() and seal.read_text() == file_sha256(path)
 
 
 def write_sealed(tensors: dict[str, Tensor], path: Path) -> None:
     """Tensors at `path`, whole or not at all, and then their hash beside them."""
     aside = path.with_suffix(".tmp")
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    seal = _sha256(aside)
+    seal = file_sha256(aside)
     path.with_suffix(".sha256").unlink(missing_ok=True)
     _flush_and_rename(aside, path)
     aside.write_text(seal)
     _flush_and_rename(aside, path.with_suffix(".sha256"))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flush_and_rename(aside: Path, path: Path) -> None:

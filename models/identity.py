@@ -28,14 +28,14 @@ def identity_of(graph_folder: str, settings: dict[str, Any], world: int) -> Iden
     arrays = sorted(Path(graph_folder).glob("*.npy"))
     code = sorted(Path(__file__).parent.glob("*.py"))
     return Identity(
-        graph=_sha256("".join(f"{path.name} {_file_sha256(path)}\n" for path in arrays).encode()),
+        graph=_sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in arrays).encode()),
         settings=_sha256(json.dumps(settings, sort_keys=True).encode()),
-        code=_sha256("".join(f"{path.name} {_file_sha256(path)}\n" for path in code).encode()),
+        code=_sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in code).encode()),
         world=world,
     )
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -2,7 +2,7 @@
 
 Sizes are counted, not measured: N nodes, E likes, D columns, L layers, P ranks, 4 bytes a number. The rates that turn
 counts into seconds are rough on purpose; they order the splits, they do not promise a time (benchmarks/README.md has
-the formula beside what was measured).
+what was measured).
 """
 
 from dataclasses import dataclass

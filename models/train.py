@@ -312,23 +312,24 @@ def make_repeatable(threads: int) -> None:
 @contextmanager
 def named_failures(spec: Spec) -> Iterator[None]:
     """Leave a failure.json for the supervisor where the reason has a name."""
+
+    def leave(name: str, message: str) -> None:
+        write_json(Path(spec.output_folder) / "failure.json", {"name": name, "message": message})
+
     try:
         yield
     except Failure as failure:
-        write_json(Path(spec.output_folder) / "failure.json", {"name": failure.name, "message": str(failure)})
+        leave(failure.name, str(failure))
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            named = {"name": "DiskFull", "message": f"the disk of {spec.output_folder} filled up in training"}
-            Path(spec.output_folder, "failure.json").write_text(json.dumps(named))
+            leave("DiskFull", f"the disk of {spec.output_folder} filled up in training")
         raise
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
             words in str(error) for words in ("not enough memory", "can't allocate memory")
         ):
-            message = str(error).splitlines()[0] if str(error) else "no memory"
-            named = {"name": "TrainingOutOfMemory", "message": message[:300]}
-            write_json(Path(spec.output_folder) / "failure.json", named)
+            leave("TrainingOutOfMemory", (str(error).splitlines() or ["no memory"])[0][:300])
         raise
 
 

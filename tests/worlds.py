@@ -127,6 +127,21 @@ def validation_of(spec: Spec) -> Validation:
     return Validation(spec.graph_folder, num_items=spec.num_items, k=spec.k, seed=spec.seed)
 
 
+def graph_of_random_likes(folder: Path, *, users: int, items: int, share: float) -> Graph:
+    """Likes without a pattern, each at a time of its own."""
+    rng = np.random.default_rng(5)
+    user, item = np.nonzero(random_likes(rng, users, items, share))
+    seen = pl.DataFrame(
+        {
+            "user_id": user,
+            "item_id": item,
+            "timestamp_us": rng.permutation(len(user)) * 1_000_000,
+            "liked": np.ones(len(user), dtype=bool),
+        }
+    )
+    return build_graph_of(met_once(seen), folder)
+
+
 def random_likes(rng: np.random.Generator, num_users: int, num_items: int, share: float) -> np.ndarray:
     """A dense (U, I) boolean matrix of likes; rows and columns may be empty."""
     return rng.random((num_users, num_items)) < share

@@ -13,6 +13,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from models.distributed import SPLITS
 from models.losses import temperature_of
 from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of, needed_bytes
 from models.train import Spec
@@ -27,7 +28,6 @@ MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
 # The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
 # one exchange. A rank that hangs is found by its silence, not by this.
 GROUP_TIMEOUT_S = 1800
-SPLITS = ("data", "columns", "rows")
 # What changes no number stays out of the ranks' spec, and out of the stage's key (tasks/train/task.py).
 SUPERVISION = {"silence_s", "deadline_s", "relaunches", "checkpoint_s"}
 WHERE = {"ranks", "nodes", "rdzv_endpoint", "split", "device", "threads"}

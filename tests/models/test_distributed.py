@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +17,7 @@ from models.graph import interactions_by_user, normalised_adjacency
 from models.lightgcn import Matrix
 from tasks.contracts import Graph
 from tests.models.parity import first_step_and_one_pass
-from tests.worlds import build_graph_of, met_once, random_likes, spec_for
+from tests.worlds import graph_of_random_likes, random_likes, spec_for
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -32,17 +31,7 @@ Measured = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    rng = np.random.default_rng(5)
-    user, item = np.nonzero(random_likes(rng, 90, 140, 0.06))
-    seen = pl.DataFrame(
-        {
-            "user_id": user,
-            "item_id": item,
-            "timestamp_us": rng.permutation(len(user)) * 1_000_000,
-            "liked": np.ones(len(user), dtype=bool),
-        }
-    )
-    return build_graph_of(met_once(seen), tmp_path_factory.mktemp("graph"))
+    return graph_of_random_likes(tmp_path_factory.mktemp("graph"), users=90, items=140, share=0.06)
 
 
 @pytest.fixture(scope="module")

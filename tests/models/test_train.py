@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -28,7 +27,15 @@ from models.rivals import popularity
 from models.topk import InnerProduct, top_k
 from models.train import Fit, Spec, begin, fit
 from tasks.contracts import Graph
-from tests.worlds import World, build_graph_of, met_once, random_likes, spec_for, two_taste_world, validation_of
+from tests.worlds import (
+    World,
+    build_graph_of,
+    graph_of_random_likes,
+    met_once,
+    spec_for,
+    two_taste_world,
+    validation_of,
+)
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -112,17 +119,7 @@ def products_can_be_strict() -> bool:
 
 def broad_graph(folder: Path) -> Graph:
     """200 users and 1,500 items: sums over a step's items are long enough to be split among threads."""
-    rng = np.random.default_rng(5)
-    user, item = np.nonzero(random_likes(rng, 200, 1500, 0.02))
-    seen = pl.DataFrame(
-        {
-            "user_id": user,
-            "item_id": item,
-            "timestamp_us": rng.permutation(len(user)) * 1_000_000,
-            "liked": np.ones(len(user), dtype=bool),
-        }
-    )
-    return build_graph_of(met_once(seen), folder)
+    return graph_of_random_likes(folder, users=200, items=1500, share=0.02)
 
 
 def test_the_number_of_threads_changes_no_byte_where_the_products_can_be_strict(
