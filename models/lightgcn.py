@@ -7,7 +7,7 @@ the product with the adjacency and the rows that a step needs.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,14 @@ class Layout(Protocol):
 
     def collect(self, own: Tensor, wanted: list[Tensor], clock: Clock) -> Tensor:
         """The rows that this rank wants, at full width; differentiable."""
+
+
+class Tables(NamedTuple):
+    """What scores: user_UD @ item_ID.T, both D + 1 wide. scale_U: what each user's propagated row was multiplied by."""
+
+    user_UD: Tensor
+    item_ID: Tensor
+    scale_U: Tensor
 
 
 class _MeanOfLayers(torch.autograd.Function):
@@ -146,21 +154,36 @@ class LightGCN(nn.Module):
 
     @torch.no_grad()
     def propagated(self) -> Tensor:
-        """This rank's part of the propagated table."""
-        return mean_of_layers(self.table.detach(), self._multiply, self.layers)
+        """This rank's part of the propagated table; in full precision, so that `hop` is what it is made of."""
+        return mean_of_layers(self.table.detach(), self.layout.multiply, self.layers)
 
-    def tables(self, propagated_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """(U, D + 1) and (I, D + 1), made so that their inner product is the score: the bias is one more column.
+    @torch.no_grad()
+    def hop(self) -> Tensor:
+        """This rank's part of (N, D), the first hop: what a node adds to a neighbour's propagated row, per edge weight.
+
+        P = (E + A E + ... + A^L E) / (L + 1) = E / (L + 1) + A H with H = (E + ... + A^(L-1) E) / (L + 1): a node's own
+        term, and a sum over its neighbours, each times its edge's weight. Without layers nothing is added.
+        """
+        if self.layers == 0:
+            return torch.zeros_like(self.table)
+        mean = mean_of_layers(self.table.detach(), self.layout.multiply, self.layers - 1)
+        return mean.mul_(self.layers / (self.layers + 1))
+
+    def tables(self, propagated_ND: Tensor) -> Tables:
+        """Made so that the inner product of a user's and an item's row is the score: the bias is one more column.
 
         The one place where the bias enters what is scored, listed, explained and handed out.
         """
         user_UD, item_ID = propagated_ND[: self.num_users], propagated_ND[self.num_users :]
         bias_I1 = self.item_bias_I[:, None].to(item_ID)
+        scale_U = user_UD.new_ones(len(user_UD))
         if self.loss == "softmax":
+            scale_U = 1.0 / (torch.linalg.vector_norm(user_UD, dim=1).clamp_min(1e-12) * self.temperature)
             user_UD, item_ID = F.normalize(user_UD, dim=1) / self.temperature, F.normalize(item_ID, dim=1)
-        return (
+        return Tables(
             torch.cat([user_UD, user_UD.new_ones(len(user_UD), 1)], dim=1),
             torch.cat([item_ID, bias_I1], dim=1),
+            scale_U,
         )
 
 

@@ -28,7 +28,7 @@ from models.clock import Clock
 from models.distributed import Layout, Ranks, join_ranks
 from models.graph import Csr, load_adjacency, load_csr
 from models.identity import identity_of
-from models.lightgcn import LightGCN, spectral_start
+from models.lightgcn import LightGCN, Tables, spectral_start
 from models.processes import die_with_parent, keep_freed_memory
 from models.progress import Epoch, Failure, Progress, write_json
 from models.rivals import popularity
@@ -109,7 +109,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
                 tables = training.tables()
                 recall = validation.recall(tables, ranks, lambda: beat(spec, ranks))
             if progress.is_best(recall):
-                save_tables(spec, ranks, tables, which)
+                save_tables(spec, ranks, tables, training.hop(), which)
         loss_sum, collisions, pairs = ranks.total(sums.to(ranks.device)).tolist()
         progress.add(loss_sum / sampler.num_steps, recall, collisions=int(collisions), pairs=int(pairs))
         with clock.part("checkpoint"):
@@ -118,7 +118,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
             training.save_if_due(progress, identity)
             beat(spec, ranks)
     if validation is None:
-        save_tables(spec, ranks, training.tables(), which)
+        save_tables(spec, ranks, training.tables(), training.hop(), which)
     return Fit(
         epochs=epochs if validation is None else progress.best_epoch,
         curve=progress.curve,
@@ -155,7 +155,8 @@ def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Tr
         low_precision=spec.precision == "bfloat16",
         clock=clock,
     )
-    return Training(spec, ranks, which, layout, model, clock, _likeness_of(start_ND[: spec.num_users]))
+    likeness_U = _likeness_of(start_ND[: spec.num_users])
+    return Training(spec, ranks, which, layout, model, clock, likeness_U, torch.from_numpy(popularity_I))
 
 
 def _likeness_of(start_UD: Tensor) -> np.ndarray:
@@ -199,8 +200,9 @@ class Training:
         model: LightGCN,
         clock: Clock,
         likeness_U: np.ndarray,
+        degree_I: Tensor,
     ) -> None:
-        self.likeness_U = likeness_U
+        self.likeness_U, self.degree_I = likeness_U, degree_I
         self.spec, self.ranks, self.which = spec, ranks, which
         self.layout, self.model, self.clock = layout, model, clock
         self.replica = layout.wrap(model)
@@ -236,9 +238,17 @@ class Training:
             f"{self.spec.max_epochs}, step {number + 1}",
         )
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """user_UD and item_ID on the CPU of every rank; their inner product is the score."""
+    def tables(self) -> Tables:
+        """On the CPU of every rank."""
         return self.model.tables(self.layout.whole(self.model.propagated()).cpu())
+
+    def hop(self) -> Tensor:
+        """(I, D) on the CPU of every rank: what one like of an item adds to its user's row, before the row's scale.
+
+        Times scale_U / sqrt(the user's likes) it is in the space of user_UD (models/reasons.py, models/fold_in.py).
+        """
+        hop_ID = self.layout.whole(self.model.hop())[self.spec.num_users :].cpu()
+        return hop_ID / self.degree_I.clamp_min(1.0).sqrt()[:, None]
 
     def save_if_due(self, progress: Progress, identity: str) -> None:
         """Every rank's part, written by the first, when the first finds that enough time has passed."""
@@ -287,10 +297,16 @@ def tables_path(spec: Spec, which: str) -> Path:
     return Path(spec.output_folder) / f"{which}.safetensors"
 
 
-def save_tables(spec: Spec, ranks: Ranks, tables: tuple[Tensor, Tensor], which: str) -> None:
-    """user_UD (U, D + 1) and item_ID (I, D + 1) as safetensors, whole or not at all."""
+def save_tables(spec: Spec, ranks: Ranks, tables: Tables, hop_ID: Tensor, which: str) -> None:
+    """Whole or not at all, as safetensors; 4 bytes a number.
+
+    user_UD, item_ID   (U, D + 1), (I, D + 1): their inner product is the score, the last column is the item's bias
+    hop_ID             (I, D) what one like of each item adds to its user's row, before the row's scale
+    scale_U            (U,) that scale: user_UD[u, :D] = scale_U[u] x (own term + the sum of hop_ID over u's likes /
+                       sqrt(how many they are)). The two make the file larger by I / (U + I): a half where I = U
+    """
     if ranks.is_first:
-        write_sealed({"user_UD": tables[0], "item_ID": tables[1]}, tables_path(spec, which))
+        write_sealed({**tables._asdict(), "hop_ID": hop_ID}, tables_path(spec, which))
 
 
 def beat(spec: Spec, ranks: Ranks) -> None:

@@ -30,7 +30,7 @@ class Validation:
             users = np.sort(np.random.default_rng(seed).choice(users, USERS_AT_MOST, replace=False))
         self.users = users
 
-    def recall(self, tables: tuple[Tensor, Tensor], ranks: Ranks, beat: Callable[[], None] = lambda: None) -> float:
+    def recall(self, tables: tuple[Tensor, ...], ranks: Ranks, beat: Callable[[], None] = lambda: None) -> float:
         """The mean over all users, the same number on every rank and whatever their number."""
         if len(self.users) == 0:
             return 0.0
@@ -41,11 +41,11 @@ class Validation:
         return float(ranks.total(recall_U.to(ranks.device)).cpu().numpy().mean())
 
     def recall_of(
-        self, tables: tuple[Tensor, Tensor], users: np.ndarray, beat: Callable[[], None] = lambda: None
+        self, tables: tuple[Tensor, ...], users: np.ndarray, beat: Callable[[], None] = lambda: None
     ) -> np.ndarray:
-        """(B,) recall of each of these users."""
+        """(B,) recall of each of these users. The first two tables score."""
         fallback_I = popularity(self.train, self.num_items)
-        scorer = InnerProduct(*tables, self.train.counts() > 0, fallback_I > 0)
+        scorer = InnerProduct(tables[0], tables[1], self.train.counts() > 0, fallback_I > 0)
         recalls = []
         for block in top_k(scorer, fallback_I, users=users, seen=self.seen, k=self.k, item_rank_I=self.item_rank_I):
             hit_BK = hits(block.item_BK, block.users, self.target, self.num_items)

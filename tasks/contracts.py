@@ -75,8 +75,8 @@ class Fitted:
     """Two fits of the same recipe. `judged` has not seen validation or test; `served` has seen everything."""
 
     folder: str
-    judged_path: str  # safetensors: user_UD, item_ID; the inner product is the score
-    served_path: str
+    judged_path: str  # safetensors: user_UD and item_ID, whose inner product is the score, the bias its last column;
+    served_path: str  # hop_ID and scale_U, what a user's row is made of (models/train.save_tables has the formula)
     fingerprint: str  # of both files
     epochs: int  # chosen on validation by the judged fit, used by the served one
     best_validation_recall: float

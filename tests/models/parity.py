@@ -28,7 +28,7 @@ def first_step_and_one_pass(spec: Spec, ranks: Ranks) -> dict[str, torch.Tensor]
             gradient = training.model.table.grad
             assert gradient is not None
             measured["gradient"] = training.layout.whole(gradient).clone()
-    measured["user_UD"], measured["item_ID"] = training.tables()
+    measured |= training.tables()._asdict() | {"hop_ID": training.hop()}
     return {name: tensor.contiguous() for name, tensor in measured.items()}
 
 

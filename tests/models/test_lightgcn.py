@@ -115,7 +115,7 @@ def model_of(adjacency: Matrix, bias_I: torch.Tensor, loss: str = "softmax") -> 
 def test_the_inner_product_of_the_tables_is_the_score(adjacency: Matrix) -> None:
     bias_I = torch.linspace(-1, 2, ITEMS)
     model = model_of(adjacency, bias_I)
-    user_UD, item_ID = model.tables(model.propagated())
+    user_UD, item_ID, _ = model.tables(model.propagated())
     propagated_ND = mean_of_layers(table(), adjacency.__matmul__, LAYERS)
     cosine_UI = F.cosine_similarity(propagated_ND[:USERS, None], propagated_ND[None, USERS:], dim=2)
     torch.testing.assert_close(user_UD @ item_ID.T, cosine_UI / 0.3 + bias_I, atol=1e-5, rtol=1e-5)
@@ -124,9 +124,29 @@ def test_the_inner_product_of_the_tables_is_the_score(adjacency: Matrix) -> None
 
 def test_with_bpr_the_score_is_the_papers_inner_product(adjacency: Matrix) -> None:
     model = model_of(adjacency, torch.zeros(ITEMS), loss="bpr")
-    user_UD, item_ID = model.tables(model.propagated())
+    user_UD, item_ID, _ = model.tables(model.propagated())
     propagated_ND = mean_of_layers(table(), adjacency.__matmul__, LAYERS)
     torch.testing.assert_close(user_UD @ item_ID.T, propagated_ND[:USERS] @ propagated_ND[USERS:].T)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_a_users_row_is_their_own_term_and_the_first_hop_of_their_likes(
+    adjacency: Matrix, likes_UI: np.ndarray, loss: str, layers: int
+) -> None:
+    layout = Whole(Ranks(0, 1, torch.device("cpu")), adjacency)
+    model = LightGCN(table(), layout, torch.zeros(ITEMS), num_users=USERS, layers=layers, loss=loss, temperature=0.3)
+    found = model.tables(model.propagated())
+    edge_UI = torch.from_numpy((likes_UI / np.sqrt(np.outer(likes_UI.sum(1), likes_UI.sum(0)).clip(1))).astype("f"))
+    sum_UD = table()[:USERS] / (layers + 1) + edge_UI @ model.hop()[USERS:]
+    torch.testing.assert_close(found.user_UD[:, :-1], found.scale_U[:, None] * sum_UD, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_handed_out_is_propagated_in_full_precision(adjacency: Matrix) -> None:
+    plain, low = model_of(adjacency, torch.zeros(ITEMS)), model_of(adjacency, torch.zeros(ITEMS))
+    low.low_precision = True
+    assert torch.equal(low.propagated(), plain.propagated())
+    assert torch.equal(low.hop(), plain.hop())
 
 
 def test_the_loss_is_the_softmax_over_the_scores_that_are_served(adjacency: Matrix, liked: Csr) -> None:
@@ -135,7 +155,7 @@ def test_the_loss_is_the_softmax_over_the_scores_that_are_served(adjacency: Matr
     model = model_of(adjacency, bias_I)
     sampler = UserSampler(liked, ITEMS, batches_per_epoch=1, negatives=ITEMS, seed=0, device=torch.device("cpu"))
     step = next(iter(sampler.epoch(1, rank=0, world=1)))
-    user_UD, item_ID = model.tables(model.propagated())
+    user_UD, item_ID, _ = model.tables(model.propagated())
     score_UI = user_UD @ item_ID.T
     everything = torch.from_numpy(np.unique(liked.indices)).long()
     expected = torch.zeros(())
