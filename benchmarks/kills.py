@@ -22,8 +22,9 @@ import psutil
 
 from benchmarks.common import PROJECT_ROOT, carve_validation, merge_results, spec_of, write_arrays
 from models.graph import interactions_by_user
+from tasks.ranks import RUN_ID_VARIABLE, Launch, run_ranks
 from tasks.run import file_sha256
-from tasks.train.supervisor import RUN_ID_VARIABLE, Launch, train_on_ranks
+from tasks.train.fitting import TRAINING
 
 DISTURBANCES = ["rank"] * 10 + ["agent"] * 5 + ["hang"] * 5
 EPOCHS = 30
@@ -64,14 +65,15 @@ def prepare(scratch: Path) -> Callable[[str], Launch]:
         )  # fmt: skip
         (out / "spec.json").write_text(json.dumps(asdict(spec)))
         return Launch(
-            out / "spec.json", ranks=2, threads=1, project_root=PROJECT_ROOT, silence_s=5, deadline_s=120, relaunches=3
-        )
+            TRAINING, out / "spec.json", ranks=2, threads=1, project_root=PROJECT_ROOT, silence_s=5, deadline_s=120,
+            relaunches=3,
+        )  # fmt: skip
 
     return launch_of
 
 
 def train(launch: Launch, on_progress: Any) -> tuple[dict[str, Any], tuple[str, str]]:
-    result = train_on_ranks(launch, on_progress)
+    result = run_ranks(launch, on_progress)
     folder = launch.spec_path.parent
     return result, (file_sha256(folder / "judged.safetensors"), file_sha256(folder / "served.safetensors"))
 

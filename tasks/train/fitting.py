@@ -19,10 +19,19 @@ from models.plan import CPU_THREAD, GPU, Cost, Rates, Size, cheapest, cost_of, n
 from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.contracts import Fitted, Graph
-from tasks.errors import DeviceUnavailable, RunConfigError, TrainingDiverged, TrainingOutOfMemory
+from tasks.errors import (
+    DeviceUnavailable,
+    DiskFull,
+    NightError,
+    RankMismatch,
+    RunConfigError,
+    TrainingDiverged,
+    TrainingLost,
+    TrainingOutOfMemory,
+)
+from tasks.ranks import Launch, Work, run_ranks
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.train.curve import write_curve
-from tasks.train.supervisor import Launch, train_on_ranks
 
 MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
 # The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
@@ -31,7 +40,34 @@ GROUP_TIMEOUT_S = 1800
 # What changes no number stays out of the ranks' spec, and out of the stage's key (tasks/train/task.py).
 SUPERVISION = {"silence_s", "deadline_s", "relaunches", "checkpoint_s"}
 WHERE = {"ranks", "nodes", "rdzv_endpoint", "split", "device", "threads"}
+ENDINGS: dict[str, tuple[type[NightError], str]] = {
+    "TrainingDiverged": (TrainingDiverged, "Lower train.learning_rate (half of it is a good try)."),
+    "TrainingOutOfMemory": (
+        TrainingOutOfMemory,
+        "A rank holds about 8 tables of nodes x train.width x 4 bytes (divided by the ranks unless train.split=data) "
+        "and 16 bytes a like: lower train.width, raise train.batches_per_epoch, or take more devices.",
+    ),
+    "RankMismatch": (RankMismatch, "Bring the same code, graph folder and work folder to every node, then run again."),
+    "DiskFull": (DiskFull, "Free space there or set NIGHTGRAPH_WORK to a larger disk, then run again."),
+}
 log = logging.getLogger("nightgraph.train")
+
+
+def _named(name: str, message: str) -> NightError:
+    kind, what_to_do = ENDINGS[name]
+    return kind(f"{message}. Nothing was published. {what_to_do}")
+
+
+TRAINING = Work(
+    module="models.train",
+    name="training",
+    silence_limit="train.silence_s",
+    deadline_limit="train.deadline_s",
+    goes_on="from the last checkpoint if there is one",
+    lost=TrainingLost,
+    if_lost="Run the night again to go on from the last checkpoint; with fewer train.ranks if memory is short.",
+    named=_named,
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +115,7 @@ def fit_twice(
         or temperature_of(users=graph.num_users, items=graph.num_items, likes=graph.num_train),
     )
     launch = Launch(
+        TRAINING,
         folder / "spec.json",
         ranks=place.ranks,
         threads=place.threads,
@@ -113,7 +150,7 @@ def fit_twice(
 
 def _train(spec: Spec, launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     launch.spec_path.write_text(json.dumps(asdict(spec), indent=1))
-    return train_on_ranks(launch, on_progress)
+    return run_ranks(launch, on_progress)
 
 
 # ---- where

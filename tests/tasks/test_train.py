@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 
+from tasks import ranks as supervisor
 from tasks.config import NightlyConfig, TrainConfig
 from tasks.contracts import Fitted, Graph, Run
 from tasks.errors import (
@@ -32,11 +33,10 @@ from tasks.errors import (
     TrainingLost,
     TrainingOutOfMemory,
 )
+from tasks.ranks import Launch, run_ranks
 from tasks.run import file_sha256, fingerprint_of
-from tasks.train import supervisor
 from tasks.train import task as train_task
-from tasks.train.fitting import Place, choose_place, fit_twice
-from tasks.train.supervisor import Launch, train_on_ranks
+from tasks.train.fitting import TRAINING, Place, choose_place, fit_twice
 from tests.worlds import build_graph_of, spec_for, two_taste_world
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,8 @@ def write_spec(graph: Graph, folder: Path, **changes: object) -> Path:
 def supervise(spec_path: Path, *, ranks: int, **changes: Any) -> dict[str, Any]:
     on_progress = changes.pop("on_progress", lambda _: None)
     settings = {"silence_s": 60, "relaunches": 0, "deadline_s": 600} | changes
-    return train_on_ranks(Launch(spec_path, ranks=ranks, threads=1, project_root=PROJECT_ROOT, **settings), on_progress)
+    launch = Launch(TRAINING, spec_path, ranks=ranks, threads=1, project_root=PROJECT_ROOT, **settings)
+    return run_ranks(launch, on_progress)
 
 
 # ---- an undisturbed training
@@ -187,8 +188,8 @@ def test_a_training_that_does_not_end_is_given_up_at_its_deadline(graph: Graph, 
 def test_whoever_kills_the_supervisor_kills_the_ranks(graph: Graph, folder: Path) -> None:
     spec_path = write_spec(graph, folder, **ENDLESS)
     program = (
-        "import sys; from pathlib import Path; from tasks.train.supervisor import Launch, train_on_ranks; "
-        "train_on_ranks(Launch(Path(sys.argv[1]), 2, 1, "
+        "import sys; from pathlib import Path; from tasks.ranks import Launch, run_ranks; "
+        "from tasks.train.fitting import TRAINING; run_ranks(Launch(TRAINING, Path(sys.argv[1]), 2, 1, "
         f"Path({str(PROJECT_ROOT)!r}), silence_s=60, deadline_s=600, relaunches=1), lambda _: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(spec_path)], cwd=PROJECT_ROOT)
@@ -273,6 +274,7 @@ def two_nodes(graph: Graph, folder: Path, monkeypatch: pytest.MonkeyPatch) -> La
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     endpoint = f"127.0.0.1:{free_port()}"
     return Launch(
+        TRAINING,
         write_spec(graph, folder, max_epochs=4, split="columns"),
         ranks=1,
         threads=1,
@@ -288,7 +290,7 @@ def two_nodes(graph: Graph, folder: Path, monkeypatch: pytest.MonkeyPatch) -> La
 def test_two_nodes_train_what_two_ranks_of_one_node_train(two_nodes: Launch, graph: Graph, tmp_path: Path) -> None:
     other = second_node(two_nodes)
     try:
-        result = train_on_ranks(two_nodes, lambda _: None)
+        result = run_ranks(two_nodes, lambda _: None)
         assert other.wait(timeout=20) == 0
     finally:
         other.kill()
@@ -311,7 +313,7 @@ def test_a_node_with_another_graph_is_refused(two_nodes: Launch, graph: Graph, t
     other = second_node(replace(two_nodes, spec_path=tmp_path / "node/training/spec.json"))
     try:
         with pytest.raises(RankMismatch, match=r"rank \d and rank \d do not have the same graph\. .*Bring the same"):
-            train_on_ranks(two_nodes, lambda _: None)
+            run_ranks(two_nodes, lambda _: None)
     finally:
         other.kill()
         other.wait()
@@ -323,7 +325,7 @@ def test_a_meeting_place_that_is_taken_by_somebody_else_is_given_up(two_nodes: L
         stranger.bind((host, int(port)))
         stranger.listen()
         with pytest.raises(TrainingLost, match="ended without a result, 1 times"):
-            train_on_ranks(replace(two_nodes, deadline_s=6), lambda _: None)
+            run_ranks(replace(two_nodes, deadline_s=6), lambda _: None)
 
 
 def test_a_meeting_place_is_one_that_the_deployment_allows(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +433,7 @@ def test_asking_for_gpus_that_are_not_there_is_an_error_not_a_slow_night(
 def test_ranks_get_no_credentials_and_no_settings_of_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("PREFECT_API_KEY", "secret")
-    launch = Launch(Path("spec.json"), 1, 1, PROJECT_ROOT, silence_s=60, deadline_s=600, relaunches=0)
+    launch = Launch(TRAINING, Path("spec.json"), 1, 1, PROJECT_ROOT, silence_s=60, deadline_s=600, relaunches=0)
     environment = supervisor._environment(launch, "run")
     assert "secret" not in environment.values()
     assert environment["NIGHTGRAPH_PARENT_PID"] == str(os.getpid())

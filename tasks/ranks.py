@@ -1,4 +1,8 @@
-"""Launches the ranks, watches their heartbeats, relaunches what died, and leaves no process behind.
+"""Launches a stage's ranks, watches their heartbeats, relaunches what died, and leaves no process behind.
+
+Two rooms have ranks (tasks/train, tasks/recommend), and rooms do not import each other. A rank is
+`python -m <module> spec.json`. Beside the spec it touches heartbeat-<rank> while it works and leaves progress and
+result, or failure.json, which names why it ended. It knows files, and nothing else of the night.
 
 Three things end the tree: this function's `finally` (an exception, Ctrl-C, Prefect's cancel), the kernel's
 parent-death signal (this process was killed: models/distributed.py), and torchrun (one rank died: it ends the others).
@@ -20,30 +24,54 @@ from uuid import uuid4
 
 import psutil
 
-from tasks.errors import DiskFull, NightError, RankMismatch, TrainingDiverged, TrainingLost, TrainingOutOfMemory
+from tasks.errors import NightError
 
 POLL_S = 0.2
 GRACE_S = 5.0  # between asking the tree to end and killing it
 STARTUP_S = 60.0  # granted at least until the first sign of life: a busy machine imports torch for many seconds
 MEETING_S = 600.0  # for all nodes to be there; torchrun's own limit for a rendezvous
 RUN_ID_VARIABLE = "NIGHTGRAPH_RUN_ID"  # in the environment of every process of a launch, whatever session it is in
-ENDINGS: dict[str, tuple[type[NightError], str]] = {
-    "TrainingDiverged": (TrainingDiverged, "Lower train.learning_rate (half of it is a good try)."),
-    "TrainingOutOfMemory": (
-        TrainingOutOfMemory,
-        "A rank holds about 8 tables of nodes x train.width x 4 bytes (divided by the ranks unless train.split=data) "
-        "and 16 bytes a like: lower train.width, raise train.batches_per_epoch, or take more devices.",
-    ),
-    "RankMismatch": (RankMismatch, "Bring the same code, graph folder and work folder to every node, then run again."),
-    "DiskFull": (DiskFull, "Free space there or set NIGHTGRAPH_WORK to a larger disk, then run again."),
-}
-log = logging.getLogger("nightgraph.train")
+log = logging.getLogger("nightgraph.ranks")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where the ranks have not left it (yet); what they write is there as a whole or not at all."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _progress(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "progress.json")
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "result.json")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the ranks of a stage run, and what the night calls its ends."""
+
+    module: str
+    name: str  # as in "training lost"
+    silence_limit: str  # the setting that decides it, for messages
+    deadline_limit: str
+    goes_on: str  # where a relaunch does
+    lost: type[NightError]
+    if_lost: str  # what to do
+    named: Callable[[str, str], NightError]  # the error of a failure's name and message
+    progress: Callable[[Path], dict[str, Any] | None] = _progress  # of all ranks, from the spec's folder
+    result: Callable[[Path], dict[str, Any] | None] = _result  # None: they did not end with one
 
 
 @dataclass(frozen=True)
 class Launch:
     """What it takes to start the ranks of this node, and how long to wait for them."""
 
+    work: Work
     spec_path: Path
     ranks: int  # of this node
     threads: int
@@ -57,7 +85,7 @@ class Launch:
     def command(self) -> list[str]:
         """What one node runs; with several nodes each runs the same. One rank needs nobody to start and watch it."""
         if self.ranks == self.nodes == 1:
-            return [sys.executable, "-m", "models.train", str(self.spec_path)]
+            return [sys.executable, "-m", self.work.module, str(self.spec_path)]
         command = [sys.executable, "-m", "models.distributed", "--nproc-per-node", str(self.ranks)]
         if self.nodes == 1:
             command += ["--standalone"]
@@ -65,16 +93,16 @@ class Launch:
             command += ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.rdzv_endpoint]
             command += ["--rdzv-id", self.spec_path.parent.name]
         command += ["--log-dir", str(self.spec_path.parent / "torchrun")]  # or each launch leaves a folder in /tmp
-        return [*command, "-m", "models.train", str(self.spec_path)]
+        return [*command, "-m", self.work.module, str(self.spec_path)]
 
 
-def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run `models.train` on the ranks to its end and return its result.
+def run_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run the work on the ranks to its end and return its result.
 
-    Raises by the name that a rank left behind (TrainingDiverged, TrainingOutOfMemory, RankMismatch), and TrainingLost
-    when the ranks died or fell silent once more than `relaunches`, or the deadline passed.
+    Raises the error of the name that a rank left behind, and `work.lost` when the ranks died or fell silent once more
+    than `relaunches`, or the deadline passed.
     """
-    folder = launch.spec_path.parent
+    work, folder = launch.work, launch.spec_path.parent
     until = time.monotonic() + launch.deadline_s
     for number in range(launch.relaunches + 1):
         if launch.nodes > 1:
@@ -84,29 +112,28 @@ def train_on_ranks(launch: Launch, on_progress: Callable[[dict[str, Any]], None]
                 launch.nodes - 1,
                 command,
             )
-        for leftover in ("result.json", "failure.json", "progress.json"):
-            (folder / leftover).unlink(missing_ok=True)
+        for pattern in ("result*.json", "failure.json", "progress*.json"):
+            for leftover in folder.glob(pattern):
+                leftover.unlink(missing_ok=True)
         reason = _launch_and_watch(launch, until, on_progress)
-        if (folder / "failure.json").exists():
-            failure = json.loads((folder / "failure.json").read_text())
-            kind, what_to_do = ENDINGS[failure["name"]]
-            raise kind(f"{failure['message']}. Nothing was published. {what_to_do}")
-        if (folder / "result.json").exists():
-            return json.loads((folder / "result.json").read_text())
+        if (failure := read_json(folder / "failure.json")) is not None:
+            raise work.named(failure["name"], failure["message"])
+        if (result := work.result(folder)) is not None:
+            return result
         again = number < launch.relaunches and time.monotonic() < until
         log.warning(
-            "training lost: %s (launch %d of %d)%s",
+            "%s lost: %s (launch %d of %d)%s",
+            work.name,
             reason,
             number + 1,
             launch.relaunches + 1,
-            "; launching again, from the last checkpoint if there is one" if again else "",
+            f"; launching again, {work.goes_on}" if again else "",
         )
         if not again:
             break
-    raise TrainingLost(
-        f"training on {launch.ranks} ranks ended without a result, {number + 1} times; the last time {reason}. "
-        f"Nothing was published. The ranks' last words:\n{_last_lines(folder / 'ranks.log')}\n"
-        "Run the night again to go on from the last checkpoint; with fewer train.ranks if memory is short."
+    raise work.lost(
+        f"{work.name} on {launch.ranks} ranks ended without a result, {number + 1} times; the last time {reason}. "
+        f"Nothing was published. The ranks' last words:\n{_last_lines(folder / 'ranks.log')}\n{work.if_lost}"
     )
 
 
@@ -154,26 +181,25 @@ def _watch(
     told: dict[str, Any] = {}
     startup_s = STARTUP_S if launch.nodes == 1 else MEETING_S
     while (code := tree.poll()) is None:
-        told = _tell(folder, told, on_progress)
+        told = _tell(launch, told, on_progress)
         # Ranks wait for each other at every step: when one hangs, all fall silent; while one works, one is heard.
         heard = max((path.stat().st_mtime for path in folder.glob("heartbeat-*")), default=0.0)
         silent_for = time.time() - max(started, heard)
         if silent_for > (launch.silence_s if heard > started else max(launch.silence_s, startup_s)):
-            return f"no rank gave a sign of life for {silent_for:.0f} s (train.silence_s)"
+            return f"no rank gave a sign of life for {silent_for:.0f} s ({launch.work.silence_limit})"
         if time.monotonic() >= until:
-            return f"it had not ended after train.deadline_s = {launch.deadline_s:.0f} s"
+            return f"it had not ended after {launch.work.deadline_limit} = {launch.deadline_s:.0f} s"
         time.sleep(POLL_S)
-    _tell(folder, told, on_progress)
+    _tell(launch, told, on_progress)
     if code == -9:
         return "it ended with code -9 (SIGKILL: killed by hand, or by a machine out of memory)"
     *_, last_words = ["", *_last_lines(folder / "ranks.log").splitlines()]
     return last_words.strip() if "ended first" in last_words else f"it ended with code {code}"
 
 
-def _tell(folder: Path, told: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    try:
-        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
-    except FileNotFoundError:
+def _tell(launch: Launch, told: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    progress = launch.work.progress(launch.spec_path.parent)
+    if progress is None:
         return told
     if progress != told:
         on_progress(progress)
