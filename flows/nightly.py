@@ -8,7 +8,7 @@ from tasks.config import NightlyConfig
 from tasks.contracts import Published
 from tasks.evaluate.task import check_gate, evaluate, judge
 from tasks.graph.task import build_graph
-from tasks.ingest.task import ingest, open_run
+from tasks.ingest.task import ingest, open_run, read_tables
 from tasks.publish.task import already_published, publish
 from tasks.recommend.task import recommend
 from tasks.report.task import report, report_failure, report_unchanged
@@ -37,6 +37,7 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
             clear_work_folder(run)  # it may have been killed after its commit
             return report_unchanged(earlier)
         interactions = ingest(run)
+        read_tables(run, interactions)
         graph = build_graph(run, interactions)
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve
         evaluation = evaluate(run, graph, fitted)

@@ -53,6 +53,21 @@ class Interactions:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """What the optional tables say (tasks/ingest/tables.py), with the events' ids, in `folder`/<table>.parquet.
+
+    items: item_id, and as far as the table has them available (bool), categories and segments (lists of text),
+    published_at (microseconds since 1970 UTC), null where it does not say. users: user_id. blocked: user_id, item_id.
+    segments: user_id, segment. All sorted; only items with events, and users with events or in the users table.
+    """
+
+    folder: str
+    fingerprint: str
+    rows: dict[str, int]  # table -> rows; a table that is not there is not named
+    ignored: dict[str, int]  # table and reason -> rows that were left out
+
+
+@dataclass(frozen=True)
 class Graph:
     """The split likes as arrays in `folder` (tasks/graph/edges.py lists them), all sorted, row r = r-th smallest id."""
 
@@ -141,12 +156,16 @@ class Recommendations:
     parts: tuple[Part, ...]
     fingerprint: str
     k: int
-    users: int
+    users: int  # with a row at least
     rows: int
     rows_by_tier: dict[str, int]
     users_without_a_trained_row: int
-    short_lists: int  # users whose allowed catalogue is smaller than k
+    short_lists: int  # people whose allowed catalogue is smaller than k, down to nothing at all
     catalogue: int
+    people: int = 0  # everybody who should get a list: users with events, and the users table's
+    users_by_tier: dict[str, int] = field(default_factory=dict)  # people by the tier of their first row
+    removed_by_rule: dict[str, int] = field(default_factory=dict)  # rows of the first k without any rule that it took
+    short_by_reason: dict[str, int] = field(default_factory=dict)  # what left fewer than k -> people
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ class SchemaDrift(NightError):
     """A column is missing, or has a type that cannot be read as what it should be."""
 
 
+class TableInvalid(NightError):
+    """An optional table contradicts itself, or holds more than a night can take in."""
+
+
+class NothingAllowed(NightError):
+    """The rules forbid every item for everybody."""
+
+
 class NothingLiked(NightError):
     """There are valid events, and not one of them counts as a like."""
 

@@ -1,4 +1,4 @@
-"""Decodes event files in a process of its own: `python -m tasks.ingest.child`, a job as JSON in, an answer as JSON out.
+"""Decodes input files in a process of its own: `python -m tasks.ingest.child`, a job as JSON in, an answer as JSON out.
 
 A damaged page can ask for more memory than there is, and the Parquet reader then aborts its whole process without an
 exception. Here that is a child, the night lives on, and the file is found and named.
@@ -20,23 +20,25 @@ from pydantic import TypeAdapter
 
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
-from tasks.contracts import Interactions
+from tasks.contracts import Interactions, Tables
 from tasks.errors import InputCorrupt, NightError, ReaderFailed
 from tasks.ingest.events import last_event_at, read_through
-from tasks.ingest.inspection import inspect_files
+from tasks.ingest.inspection import events_of, inspect_files
 from tasks.ingest.interactions import digest
+from tasks.ingest.tables import digest_tables, inspect_alone, inspect_tables
 from tasks.run import PROJECT_ROOT
 from tasks.store import StoredObject, open_store
 
 
 @dataclass(frozen=True)
 class Job:
-    what: Literal["digest", "last event", "read through"]
+    what: Literal["digest", "tables", "last event", "read through"]
     store_uri: str
     files: list[StoredObject]
     like_threshold: float | None
     as_of: date | None = None
     folder: str = ""
+    seen_path: str = ""
 
 
 def digest_apart(
@@ -45,6 +47,14 @@ def digest_apart(
     """interactions.digest in a child. Raises what it raises, and InputCorrupt for a file that kills its reader."""
     job = Job("digest", store_uri, files, like_threshold, as_of, str(folder))
     return TypeAdapter(Interactions).validate_python(_answer(job))
+
+
+def tables_apart(
+    store_uri: str, files: list[StoredObject], folder: Path, *, seen_path: str, like_threshold: float | None
+) -> Tables:
+    """tables.digest_tables in a child. `files` are the events', too: their ids are the measure."""
+    job = Job("tables", store_uri, files, like_threshold, folder=str(folder), seen_path=seen_path)
+    return TypeAdapter(Tables).validate_python(_answer(job))
 
 
 def last_event_apart(store_uri: str, files: list[StoredObject], like_threshold: float | None) -> datetime:
@@ -58,13 +68,13 @@ def _answer(job: Job) -> Any:
         raise _name_the_killer(job, -ended.returncode)
     if ended.returncode > 0:
         raise ReaderFailed(
-            f"the process that reads the event files ended with exit code {ended.returncode} before it could answer. "
+            f"the process that reads the input files ended with exit code {ended.returncode} before it could answer. "
             "Nothing was published. Check that this installation is whole (make test), then run again."
         )
     answer = json.loads(ended.stdout)
     if "fault" in answer:
         raise ReaderFailed(
-            f"reading {len(job.files)} event files ended in {answer['fault']}, an error that has no name here. Nothing "
+            f"reading {len(job.files)} input files ended in {answer['fault']}, an error that has no name here. Nothing "
             "was published. This is a fault of the job: please report it with this line."
         )
     if "errno" in answer:
@@ -96,7 +106,7 @@ def _name_the_killer(job: Job, signal_number: int) -> NightError:
         suspects = half if died else suspects[len(half) :]
     if _run(Job("read through", job.store_uri, suspects, job.like_threshold)).returncode >= 0:
         return ReaderFailed(
-            f"the process that read {len(job.files)} event files was ended ({how}), and no single file ends it. "
+            f"the process that read {len(job.files)} input files was ended ({how}), and no single file ends it. "
             "Nothing was published. Memory may have run out: free some, or read fewer days, and run again."
         )
     uri = open_store(job.store_uri).uri_of(suspects[0].key)
@@ -128,13 +138,17 @@ def _fault(error: Exception) -> str:
 
 
 def _work(job: Job) -> Any:
-    schema = inspect_files(open_store(job.store_uri), job.files, job.like_threshold)
-    if job.what == "last event":
-        return last_event_at(schema).isoformat()
+    store = open_store(job.store_uri)
     if job.what == "read through":
-        for file in schema.files:
+        for file in inspect_alone(store, job.files, job.like_threshold):
             read_through(file)
         return None
+    schema = inspect_files(store, events_of(job.files), job.like_threshold)
+    if job.what == "last event":
+        return last_event_at(schema).isoformat()
+    if job.what == "tables":
+        tables = digest_tables(inspect_tables(store, job.files, schema), job.seen_path, Path(job.folder))
+        return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
     interactions = digest(schema, Path(job.folder), as_of=job.as_of, like_threshold=job.like_threshold)
     return TypeAdapter(Interactions).dump_python(interactions, mode="json")

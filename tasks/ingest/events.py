@@ -4,7 +4,7 @@ Nothing is read before a sink asks for it; what goes wrong while reading gets on
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
@@ -33,10 +33,10 @@ def rules(schema: EventSchema, *, as_of: date | None) -> dict[str, pl.Expr]:
         # Explicit, because NaN > 0 is true here.
         "not_finite_rating": ~pl.col("rating").cast(pl.Float64).is_finite(),
     }
-    future = {} if as_of is None else {"timestamp_in_future": pl.col("timestamp_us") >= _midnight_us(as_of)}
+    future = {} if as_of is None else {"timestamp_in_future": pl.col("timestamp_us") >= midnight_us(as_of)}
     return {
         **{f"null_{name}": pl.col(name).is_null() for name in ids},
-        **{f"malformed_{name}": _is_malformed(pl.col(name)) for name, kind in ids.items() if kind == pl.String},
+        **{f"malformed_{name}": is_malformed(pl.col(name)) for name, kind in ids.items() if kind == pl.String},
         **(rating if schema.has_rating else {}),
         "null_timestamp": pl.col("timestamp_us").is_null(),
         "timestamp_before_1970": pl.col("timestamp_us") < 0,
@@ -44,13 +44,13 @@ def rules(schema: EventSchema, *, as_of: date | None) -> dict[str, pl.Expr]:
     }
 
 
-def _is_malformed(text: pl.Expr) -> pl.Expr:
+def is_malformed(text: pl.Expr) -> pl.Expr:
     """Ids are opaque: never trimmed, folded or cast. Only what breaks files, logs and screens is quarantined."""
     size = text.str.len_bytes()
     return (size == 0) | (size > LONGEST_ID_BYTES) | text.str.contains(r"\p{Cc}")
 
 
-def _midnight_us(day: date) -> int:
+def midnight_us(day: date) -> int:
     return (datetime(day.year, day.month, day.day, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 
 
@@ -79,7 +79,7 @@ def _scan(files: list[EventFile], schema: EventSchema, *, like_threshold: float 
     rating_as_it_came = pl.col("rating") if len(original.get("rating", "")) == 1 else pl.col("rating").cast(pl.Float64)
     timestamp = pl.col("timestamp")
     return pl.scan_parquet(
-        [_place(file.uri) for file in files],
+        [place_of(file.uri) for file in files],
         schema=columns,
         extra_columns="ignore",  # columns we do not need may come and go
         hive_partitioning=False,  # dt=2026-11-21 in a key is a folder's name, not a column
@@ -89,19 +89,20 @@ def _scan(files: list[EventFile], schema: EventSchema, *, like_threshold: float 
         pl.col("item_id").cast(schema.item_id),
         *([rating_as_it_came] if schema.has_rating else []),
         timestamp if len(original["timestamp"]) == 1 else timestamp.cast(pl.String),
-        _microseconds(columns["timestamp"]).alias("timestamp_us"),
+        microseconds(timestamp, columns["timestamp"]).alias("timestamp_us"),
         _is_liked(columns, like_threshold).alias("liked"),
     )
 
 
-def _place(uri: str) -> str:
+def place_of(uri: str) -> str:
     """What Polars opens as it stands: it undoes %xx in a file:// URI, and in no other."""
     return uri.removeprefix("file://")
 
 
-def _microseconds(kind: pl.DataType) -> pl.Expr:
+def microseconds(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """Since 1970 UTC, naive instants taken as UTC. Absurd values stay absurd instead of wrapping around."""
-    value = pl.col("timestamp")
+    if kind == pl.Date:
+        return value.cast(pl.Int64).clip(-LARGEST_S // 86_400, LARGEST_S // 86_400) * 86_400_000_000
     if not isinstance(kind, pl.Datetime):
         seconds = value.clip(upper_bound=LARGEST_S) if kind == pl.UInt64 else value
         return seconds.cast(pl.Int64).clip(-LARGEST_S, LARGEST_S) * 1_000_000
@@ -135,7 +136,7 @@ def last_event_at(schema: EventSchema) -> datetime:
             .filter(first_broken(rules(schema, as_of=None)).is_null() & (pl.col("timestamp_us") <= until_us))
             .select(pl.col("timestamp_us").max())
         )
-    with naming_read_errors(schema):
+    with naming_read_errors(schema.files):
         found = pl.concat(latest).max().collect(engine="streaming").item()
     if found is None:
         raise InputMissing(
@@ -147,14 +148,14 @@ def last_event_at(schema: EventSchema) -> datetime:
 
 
 @contextmanager
-def naming_read_errors(schema: EventSchema) -> Iterator[None]:
+def naming_read_errors(files: Sequence[EventFile]) -> Iterator[None]:
     """Polars' exceptions by our names, and the corrupt file by its key. Ids never reach a message."""
     try:
         yield
     except UNREADABLE as error:
         _raise_by_name(error)
         # The engine does not say which of many files it was.
-        for file in schema.files:
+        for file in files:
             try:
                 read_through(file)
             except UNREADABLE as of_file:
@@ -164,7 +165,7 @@ def naming_read_errors(schema: EventSchema) -> Iterator[None]:
                     "was published. Write the file again, or move it out of the folder if the night can do without it."
                 ) from of_file
         raise StoreUnavailable(
-            f"reading {len(schema.files)} event files failed ({type(error).__name__}), and reading them one by one did "
+            f"reading {len(files)} input files failed ({type(error).__name__}), and reading them one by one did "
             "not. Nothing was published. Run again."
         ) from error
 
@@ -172,7 +173,7 @@ def naming_read_errors(schema: EventSchema) -> Iterator[None]:
 def read_through(file: EventFile) -> None:
     """Decode every value of the required columns without keeping them."""
     frame = pl.scan_parquet(
-        [_place(file.uri)], schema=file.columns, extra_columns="ignore", hive_partitioning=False, glob=False
+        [place_of(file.uri)], schema=file.columns, extra_columns="ignore", hive_partitioning=False, glob=False
     )
     frame.select(pl.all().hash().sum()).collect(engine="streaming")
 
@@ -184,17 +185,17 @@ def _raise_by_name(error: BaseException) -> None:
         raise OSError(errno.ENOSPC, "no space left on the work folder's disk") from error
     if isinstance(error, FileNotFoundError):
         raise InputUnstable(
-            "an event file vanished while the night was reading it. Nothing was published. Run again once whoever "
-            "writes the events is done."
+            "an input file vanished while the night was reading it. Nothing was published. Run again once whoever "
+            "writes there is done."
         ) from error
     if isinstance(error, PermissionError):
         raise StoreDenied(
-            "the store refuses to let these credentials read the event files. Nothing was published. They need to "
-            "list and read everything under events/."
+            "the store refuses to let these credentials read the input files. Nothing was published. They need to "
+            "list and read everything under events/ and in the tables' folders."
         ) from error
     if isinstance(error, OSError) or "object-store" in text or "error sending request" in text:
         raise StoreUnavailable(
-            f"the store stopped answering while the events were read ({type(error).__name__}). Nothing was published. "
+            f"the store stopped answering while the inputs were read ({type(error).__name__}). Nothing was published. "
             "Run again."
         ) from error
 

@@ -21,6 +21,8 @@ from tasks.run import fingerprint_of
 from tasks.store import Store, StoredObject
 
 EVENTS = "events/"
+# Optional, beside the events: what is known of items, who else gets a list, what nobody may be given, who is what.
+TABLES = ("items", "users", "blocked", "segments")
 FOOTERS_AT_ONCE = 16
 MAGIC = b"PAR1"
 # Bounds on what a footer may claim: a small file can unpack to more rows than a machine holds, which ends the process.
@@ -33,6 +35,12 @@ WANTED = {
     "item_id": "an integer or a string",
     "rating": "an integer or a floating point number (or ingest.like_threshold=none, if every event is a like)",
     "timestamp": "an integer (seconds since 1970, UTC) or a timestamp",
+    "available": "true or false",
+    "categories": "text, or lists of text",
+    "genres": "text with | or spaces between the genres, as MovieLens comes, or lists of text",
+    "segments": "lists of text",
+    "segment": "text",
+    "published_at": "a timestamp, a date or an integer (seconds since 1970, UTC)",
 }
 
 
@@ -64,7 +72,7 @@ class EventSchema:
 
 def pin_inputs(store: Store) -> list[StoredObject]:
     """The event files there are now, sorted by key; control files and hidden names are no event files."""
-    pinned = [found for found in store.list(EVENTS) if _is_event_file(found.key)]
+    pinned = [found for found in store.list(EVENTS) if _is_data_file(found.key)]
     if not pinned:
         raise InputMissing(
             f"there is no .parquet file under {store.uri}/{EVENTS}. Nothing was started. Put event files there, with "
@@ -73,8 +81,23 @@ def pin_inputs(store: Store) -> list[StoredObject]:
     return pinned
 
 
-def _is_event_file(key: str) -> bool:
-    names = key.removeprefix(EVENTS).split("/")
+def pin_tables(store: Store) -> list[StoredObject]:
+    """The files of the optional tables, table by table, sorted by key; there may be none."""
+    return [found for table in TABLES for found in store.list(f"{table}/") if _is_data_file(found.key)]
+
+
+def table_of(key: str) -> str:
+    """The folder that a key lies in: events, items, users, blocked or segments."""
+    return key.split("/", 1)[0]
+
+
+def events_of(objects: list[StoredObject]) -> list[StoredObject]:
+    """Without the tables' files."""
+    return [found for found in objects if table_of(found.key) not in TABLES]
+
+
+def _is_data_file(key: str) -> bool:
+    names = key.split("/")
     return key.endswith(".parquet") and not any(name.startswith(("_", ".")) for name in names)
 
 
@@ -84,14 +107,15 @@ def input_fingerprint(objects: list[StoredObject]) -> str:
 
 def ensure_unchanged(store: Store, objects: list[StoredObject]) -> None:
     """Raises InputUnstable if a pinned file is gone or has other bytes. Files that arrived since are for later."""
-    now = {found.key: found for found in store.list(EVENTS)}
+    folders = dict.fromkeys(table_of(found.key) for found in objects)
+    now = {found.key: found for folder in folders for found in store.list(f"{folder}/")}
     for pinned in objects:
         found = now.get(pinned.key)
         if found is None or (found.num_bytes, found.etag) != (pinned.num_bytes, pinned.etag):
             what = "vanished" if found is None else "was replaced"
             raise InputUnstable(
                 f"{store.uri_of(pinned.key)} {what} while the night was reading it, so this night's rows would be a "
-                "mixture. Nothing was published. Run again once whoever writes the events is done; give a new file a "
+                "mixture. Nothing was published. Run again once whoever writes there is done; give a new file a "
                 "new name."
             )
 
@@ -114,16 +138,17 @@ def inspect_files(store: Store, objects: list[StoredObject], like_threshold: flo
     """Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events."""
     required = ["user_id", "item_id", *([] if like_threshold is None else ["rating"]), "timestamp"]
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        files = tuple(threads.map(lambda pinned: _inspect(store, pinned, required), objects))
+        files = tuple(threads.map(lambda pinned: inspect_file(store, pinned, required), objects))
     return EventSchema(
-        user_id=_id_type_of_all(files, "user_id"),
-        item_id=_id_type_of_all(files, "item_id"),
+        user_id=id_type_of_all(files, "user_id"),
+        item_id=id_type_of_all(files, "item_id"),
         has_rating="rating" in required,
         files=files,
     )
 
 
-def _inspect(store: Store, pinned: StoredObject, required: list[str]) -> EventFile:
+def inspect_file(store: Store, pinned: StoredObject, required: list[str], optional: tuple[str, ...] = ()) -> EventFile:
+    """One file's footer and wanted columns. Raises InputCorrupt, InputUnstable and SchemaDrift."""
     uri = store.uri_of(pinned.key)
     try:
         with store.open(pinned.key) as stream:
@@ -131,9 +156,9 @@ def _inspect(store: Store, pinned: StoredObject, required: list[str]) -> EventFi
     except (ObjectNotFound, ObjectChanged) as error:
         raise InputUnstable(
             f"{uri} vanished or was replaced after it was listed. Nothing was published. Run again once whoever writes "
-            "the events is done."
+            "there is done."
         ) from error
-    num_rows, columns = check_footer(footer, uri, num_bytes=pinned.num_bytes, required=required)
+    num_rows, columns = check_footer(footer, uri, num_bytes=pinned.num_bytes, required=required, optional=optional)
     return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns)
 
 
@@ -168,12 +193,12 @@ def check_footer(
         raise _corrupt(place, f"it claims {num_rows:,} rows, and its row groups {rows_in_groups:,}")
     if num_rows > max(ROWS_ALWAYS_ALLOWED, MOST_ROWS_A_BYTE * num_bytes):
         raise _corrupt(place, f"it claims {num_rows:,} rows in {num_bytes:,} bytes, which no real events do")
-    _check_names(arrow.names, place, required)
+    _check_names(arrow.names, place, required, optional)
     wanted = [*required, *(column for column in optional if column in arrow.names)]
     for column in wanted:
         found = arrow.field(column).type
         if not _ACCEPTS[column](found):
-            raise _drift(place, column, _in_words(found), WANTED[column])
+            raise drift(place, column, _in_words(found), WANTED[column])
     try:
         types = pl.read_parquet_schema(io.BytesIO(alone))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -181,25 +206,32 @@ def check_footer(
     return num_rows, {column: types[column] for column in wanted}
 
 
-def _check_names(names: list[str], place: str, required: list[str]) -> None:
+def _check_names(names: list[str], place: str, required: list[str], optional: tuple[str, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise _drift(place, name, f"{names.count(name)} times", "once")
-    for column in required:
+            raise drift(place, name, f"{names.count(name)} times", "once")
+    for column in (*required, *optional):
         for name in names:
             if name != column and name.casefold() == column:
-                raise _drift(place, column, f"the name {name!r}", f"exactly {column!r}")
-        if column not in names:
-            raise _drift(place, column, "no such column", WANTED[column])
+                raise drift(place, column, f"the name {name!r}", f"exactly {column!r}")
+        if column not in names and column in required:
+            raise drift(place, column, "no such column", WANTED[column])
 
 
 def _is_id(found: pa.DataType) -> bool:
-    is_text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
-    return is_text or pa.types.is_integer(found) or (pa.types.is_dictionary(found) and _is_text_dictionary(found))
+    return _is_text(found) or pa.types.is_integer(found)
 
 
-def _is_text_dictionary(found: pa.DataType) -> bool:
-    return pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type)
+def _is_text(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        return pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type)
+    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+
+
+def _is_list_of_text(found: pa.DataType) -> bool:
+    if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        return False
+    return _is_text(found.value_type) or pa.types.is_null(found.value_type)  # null: every list is empty
 
 
 def _is_number(found: pa.DataType) -> bool:
@@ -208,6 +240,10 @@ def _is_number(found: pa.DataType) -> bool:
 
 def _is_instant(found: pa.DataType) -> bool:
     return pa.types.is_integer(found) or pa.types.is_timestamp(found)
+
+
+def _is_day_or_instant(found: pa.DataType) -> bool:
+    return _is_instant(found) or pa.types.is_date32(found)
 
 
 def _in_words(found: pa.DataType) -> str:
@@ -220,10 +256,16 @@ _ACCEPTS: dict[str, Callable[[pa.DataType], bool]] = {
     "item_id": _is_id,
     "rating": _is_number,
     "timestamp": _is_instant,
+    "available": pa.types.is_boolean,
+    "categories": lambda found: _is_text(found) or _is_list_of_text(found),
+    "genres": lambda found: _is_text(found) or _is_list_of_text(found),
+    "segments": _is_list_of_text,
+    "segment": _is_text,
+    "published_at": _is_day_or_instant,
 }
 
 
-def _id_type_of_all(files: tuple[EventFile, ...], column: str) -> pl.DataType:
+def id_type_of_all(files: tuple[EventFile, ...], column: str) -> pl.DataType:
     """The one type all files share; int64 where they hold integers of several widths. Raises SchemaDrift."""
     first = files[0]
     types = [_kept_type(file.columns[column]) for file in files]
@@ -231,7 +273,7 @@ def _id_type_of_all(files: tuple[EventFile, ...], column: str) -> pl.DataType:
         # uint64 reaches past int64, so widening it would change ids.
         widens = found.is_integer() and types[0].is_integer() and pl.UInt64() not in (found, types[0])
         if found != types[0] and not widens:
-            raise _drift(file.uri, column, str(found), f"{types[0]}, as in {first.uri}")
+            raise drift(file.uri, column, str(found), f"{types[0]}, as in {first.uri}")
     return types[0] if all(found == types[0] for found in types) else pl.Int64()
 
 
@@ -246,8 +288,8 @@ def _corrupt(place: str, why: str) -> InputCorrupt:
     )
 
 
-def _drift(place: str, column: str, found: str, wanted: str) -> SchemaDrift:
+def drift(place: str, column: str, found: str, wanted: str) -> SchemaDrift:
     return SchemaDrift(
         f"{place}: column {column!r}: found {found}, wanted {wanted}. No row was read and nothing was published. Mend "
-        "what writes the file; columns beyond the required ones do no harm."
+        "what writes the file; columns that nobody asks for do no harm."
     )

@@ -45,7 +45,7 @@ def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: fl
     seen_path, quarantine_path = folder / "seen.parquet", folder / "quarantine.parquet"
     named = rules(schema, as_of=as_of)
     events = scan_events(schema, like_threshold=like_threshold).with_columns(first_broken(named))
-    with naming_read_errors(schema):
+    with naming_read_errors(schema.files):
         _, _, counted = pl.collect_all(
             [
                 _sink(_one_row_a_pair(events.filter(pl.col("rule").is_null())), seen_path),
@@ -183,5 +183,5 @@ def _expect_a_graph(
 
 def _highest_rating(schema: EventSchema, named: dict[str, pl.Expr]) -> float:
     valid = scan_events(schema, like_threshold=0.0).filter(first_broken(named).is_null())
-    with naming_read_errors(schema):
+    with naming_read_errors(schema.files):
         return float(valid.select(pl.col("rating").cast(pl.Float64).max()).collect(engine="streaming").item())

@@ -26,7 +26,10 @@ RATINGS_ACCEPTED = (
     "Parquet with user_id, item_id, rating, timestamp; ratings.csv with userId,movieId,rating,timestamp; "
     "u.data (tabs); ratings.dat (::)"
 )
-TITLES_ACCEPTED = "Parquet with item_id, title; movies.csv with movieId,title,genres; u.item (|); movies.dat (::)"
+TITLES_ACCEPTED = (
+    "Parquet with item_id and any of title, available, categories, segments, published_at; movies.csv with "
+    "movieId,title,genres; u.item (|); movies.dat (::)"
+)
 RATING_FILES = ("ratings.csv", "u.data", "ratings.dat", "ratings.parquet")
 TITLE_FILES = ("movies.csv", "u.item", "movies.dat", "movies.parquet", "items.parquet")
 
@@ -162,6 +165,8 @@ def read_titles(store: Store) -> pl.DataFrame | None:
             continue
         content, _ = store.read(found.key)
         frame = _titles_in(content, store.uri_of(found.key))
+        if frame is None:
+            continue
         if frames and (frame["item_id"].dtype == pl.String) != (frames[0]["item_id"].dtype == pl.String):
             raise SchemaDrift(
                 f"{store.uri_of(found.key)}: column 'item_id': found {_in_words(frame['item_id'].dtype)}, wanted "
@@ -175,8 +180,10 @@ def read_titles(store: Store) -> pl.DataFrame | None:
     return together.unique("item_id", keep="last", maintain_order=True).sort("item_id")
 
 
-def _titles_in(content: bytes, place: str) -> pl.DataFrame:
-    _check_titles_schema(content, place)
+def _titles_in(content: bytes, place: str) -> pl.DataFrame | None:
+    """None where the table has no titles: it says other things about the items."""
+    if "title" not in _check_titles_schema(content, place):
+        return None
     try:
         frame = pl.read_parquet(io.BytesIO(content))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -186,7 +193,8 @@ def _titles_in(content: bytes, place: str) -> pl.DataFrame:
     return frame.with_columns(pl.col("title").cast(pl.String)).drop_nulls(["item_id", "title"])
 
 
-def _check_titles_schema(content: bytes, place: str) -> None:
+def _check_titles_schema(content: bytes, place: str) -> list[str]:
+    """The columns' names. What else an items table may say is checked where it is used: tasks/ingest/tables.py."""
     try:
         schema = pq.read_schema(pa.BufferReader(content))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -195,12 +203,15 @@ def _check_titles_schema(content: bytes, place: str) -> None:
         ) from error
     wanted = {"item_id": "whole numbers or text", "title": "text"}
     for column, kind in wanted.items():
+        if column == "title" and column not in schema.names:
+            continue
         found = str(schema.field(column).type) if schema.names.count(column) == 1 else "no such column, or several"
         text = "string" in found and not found.startswith(("list", "large_list", "struct", "map"))
         if not text and not (column == "item_id" and found.startswith(("int", "uint"))):
             raise SchemaDrift(
                 f"{place}: column {column!r}: found {_in_words(found)}, wanted {kind}. Nothing was imported."
             )
+    return list(schema.names)
 
 
 def _in_words(kind: object) -> str:

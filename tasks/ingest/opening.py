@@ -16,7 +16,15 @@ from tasks.contracts import Run
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import scan_events
-from tasks.ingest.inspection import input_fingerprint, inspect_files, pin_inputs, pinned_while_reading
+from tasks.ingest.inspection import (
+    input_fingerprint,
+    inspect_files,
+    pin_inputs,
+    pin_tables,
+    pinned_while_reading,
+    table_of,
+)
+from tasks.ingest.tables import inspect_tables
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 
@@ -42,11 +50,13 @@ def plan_run(
     Raises InputMissing, InputCorrupt, InputUnstable, SchemaDrift, and what the store's probe raises.
     """
     store.probe()
-    pinned = pin_inputs(store)
+    events, tables = pin_inputs(store), pin_tables(store)
+    pinned = [*events, *tables]
     with pinned_while_reading(store, pinned):
-        schema = inspect_files(store, pinned, config.ingest.like_threshold)
+        schema = inspect_files(store, events, config.ingest.like_threshold)
+        inspect_tables(store, tables, schema)
         if as_of is None and scheduled_on is None:
-            latest = last_event_apart(store.uri, pinned, config.ingest.like_threshold)
+            latest = last_event_apart(store.uri, events, config.ingest.like_threshold)
             as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
     night = as_of or scheduled_on
     assert night is not None
@@ -55,10 +65,11 @@ def plan_run(
     folder = work_folder(work_root, store.uri, night)
     num_input_bytes = sum(found.num_bytes for found in pinned)
     log.info(
-        "the night of %s: %s rows in %d files, %.1f MB",
+        "the night of %s: %s rows in %d files%s, %.1f MB",
         night,
         f"{schema.num_rows:,}",
-        len(pinned),
+        len(events),
+        "".join(f", {name}" for name in dict.fromkeys(table_of(found.key) for found in tables)),
         num_input_bytes / 1e6,
     )
     return Run(

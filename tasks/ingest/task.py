@@ -10,11 +10,12 @@ from prefect import task
 from prefect.context import FlowRunContext
 
 from tasks.config import NightlyConfig
-from tasks.contracts import Interactions, Run
+from tasks.contracts import Interactions, Run, Tables
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
-from tasks.ingest.child import digest_apart
-from tasks.ingest.inspection import pinned_while_reading
+from tasks.ingest.child import digest_apart, tables_apart
+from tasks.ingest.inspection import events_of, pinned_while_reading
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.tables import no_tables
 from tasks.run import (
     DEFAULT_STORE,
     DEFAULT_WORK,
@@ -67,7 +68,7 @@ def ingest(run: Run) -> Interactions:
 
     def compute(folder: Path) -> Interactions:
         ensure_room(folder, num_input_bytes=run.num_input_bytes)
-        store, pinned = open_store(run.store_uri), read_pinned(run.inputs_path)
+        store, pinned = open_store(run.store_uri), events_of(read_pinned(run.inputs_path))
         with pinned_while_reading(store, pinned):
             return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, like_threshold=threshold)
 
@@ -86,3 +87,30 @@ def ingest(run: Run) -> Interactions:
         ),
     )
     return interactions
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=_is_worth_reading_again)
+def read_tables(run: Run, interactions: Interactions) -> Tables:
+    """The optional tables that were pinned with the events, checked and brought to the events' ids."""
+
+    def compute(folder: Path) -> Tables:
+        store, pinned = open_store(run.store_uri), read_pinned(run.inputs_path)
+        if pinned == events_of(pinned):
+            return no_tables(folder)
+        with pinned_while_reading(store, pinned):
+            return tables_apart(
+                run.store_uri,
+                pinned,
+                folder,
+                seen_path=interactions.seen_path,
+                like_threshold=run.config.ingest.like_threshold,
+            )
+
+    tables = finish_stage(
+        run, "tables", Tables, compute, inputs=(run.input_fingerprint, interactions.fingerprint, run.config.ingest)
+    )
+    if tables.rows:
+        log.info("tables: %s", ", ".join(f"{name} {count:,}" for name, count in tables.rows.items()))
+    for reason, count in tables.ignored.items():
+        log.info("left out of %s: %s rows", reason, f"{count:,}")
+    return tables

@@ -84,7 +84,7 @@ class Town:
     """R residents, I things, E events of one resident, S sittings, T tastes."""
 
     events: pl.DataFrame  # user_id, item_id, rating (int8, 1 to 5), timestamp (s), in the order of time
-    things: pl.DataFrame  # item_id, title, kind, genre
+    things: pl.DataFrame  # item_id, title, kind, genre, categories (the genre, as the items table wants it)
     residents: pl.DataFrame  # user_id, first_taste, second_taste, never_pleased
 
 
@@ -166,7 +166,9 @@ def _things() -> pl.DataFrame:
                 title = patterns[number[kind] % len(patterns)].format(word)
                 number[kind] += 1
                 rows.append((f"{kind}-{number[kind]:03d}", title, kind, genre))
-    return pl.DataFrame(rows, schema=["item_id", "title", "kind", "genre"], orient="row")
+    return pl.DataFrame(rows, schema=["item_id", "title", "kind", "genre"], orient="row").with_columns(
+        categories=pl.concat_list("genre")
+    )
 
 
 def _popularity(num_things: int, rng: np.random.Generator) -> np.ndarray:

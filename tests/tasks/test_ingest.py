@@ -429,7 +429,7 @@ def test_broken_pages_under_a_good_footer_are_named(store: Any, tmp_path: Path) 
 
 def test_a_fault_while_reading_has_a_name_and_a_place_and_quotes_no_row(store: Any, tmp_path: Path) -> None:
     put(store, PLAIN)
-    with pytest.raises(ReaderFailed, match=r"1 event files ended in AssertionError \(child\.py:\d+\)") as fault:
+    with pytest.raises(ReaderFailed, match=r"1 input files ended in AssertionError \(child\.py:\d+\)") as fault:
         digest_apart(store.uri, pin_inputs(store), tmp_path, as_of=None, like_threshold=4.0)  # type: ignore[arg-type]
     assert "ada" not in str(fault.value)
 

@@ -27,7 +27,7 @@ def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_night_opens_reads_its_events_and_reuses_them_when_it_runs_again(town: Any) -> None:
     run = open_run.fn(NightlyConfig(), None, False)
-    assert (run.as_of, run.num_files, run.store_uri) == (date(2026, 11, 23), 30, town.uri)
+    assert (run.as_of, run.num_files, run.store_uri) == (date(2026, 11, 23), 31, town.uri)
     night = ingest.fn(run)
     written_at = Path(night.seen_path).stat().st_mtime_ns
     assert Path(night.seen_path).is_relative_to(run.work_folder)
