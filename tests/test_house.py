@@ -20,7 +20,7 @@ SOURCES = sorted(path for room in ("flows", "tasks", "models") for path in (ROOT
 MODELS = [path for path in SOURCES if path.is_relative_to(ROOT / "models")]
 # Where a clock may be read: what is published carries its moment, and a date in the future is refused.
 CLOCKS = {"tasks/ingest/task.py", "tasks/publish/task.py", "tasks/report/task.py"}
-MATHEMATICS = {"torch", "numpy", "scipy", "safetensors", "models"} | set(sys.stdlib_module_names)
+MATHEMATICS = {"torch", "numpy", "scipy", "numba", "safetensors", "models"} | set(sys.stdlib_module_names)
 
 
 def name_of(path: Path) -> str:
