@@ -283,10 +283,15 @@ def _everybody_tells(parts: list[Tensor]) -> None:
         one.wait()
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) by torchrun's environment; alone without one."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join_ranks(device: str, *, timeout_s: int) -> Iterator[Ranks]:
     """Join the group that torchrun's environment describes: nccl between GPUs, gloo between CPUs."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = place_among_ranks()
     place = torch.device("cpu")
     if device == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -145,8 +145,26 @@ class RecommendConfig(_Settings):
     model_config = ConfigDict(title="Recommendations")
 
     k: int = Field(20, ge=1, le=1000, description="Items for every user.")
-    block_mib: int = Field(256, ge=8, le=65536, description="Memory for one block of scores, in MiB.")
-    users_per_part: int = Field(50_000, ge=100, le=10_000_000, description="Users in one Parquet file.")
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Processes on this machine that share out the shards. None: one, the night's own. The bytes are "
+        "the same.",
+    )
+    users_per_shard: int = Field(
+        50_000,
+        ge=100,
+        le=10_000_000,
+        description="Users in one Parquet file, written once and kept by a rerun; fewer where memory_mib says so.",
+    )
+    memory_mib: int = Field(
+        2048,
+        ge=512,
+        le=1_048_576,
+        description="Memory of each process that recommends, in MiB at most. Shards and blocks are cut so that it is "
+        "kept.",
+    )
 
 
 class GateConfig(_Settings):

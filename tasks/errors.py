@@ -132,6 +132,19 @@ class TrainingLost(NightError):
     worth_a_retry = True
 
 
+# ---- recommending
+
+
+class ModelNotFinite(NightError):
+    """A table of the served model holds numbers that are none, or infinite."""
+
+
+class RanksLost(NightError):
+    """Whoever writes the recommendations died or fell silent, more often than we relaunch."""
+
+    worth_a_retry = True
+
+
 # ---- judging and publishing
 
 

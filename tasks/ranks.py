@@ -160,6 +160,7 @@ def _environment(launch: Launch, run_id: str) -> dict[str, str]:
     environment |= {
         "PYTHONPATH": str(launch.project_root),
         "OMP_NUM_THREADS": str(launch.threads),
+        "POLARS_MAX_THREADS": str(launch.threads),
         "NIGHTGRAPH_PARENT_PID": str(os.getpid()),
         RUN_ID_VARIABLE: run_id,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA's matrix products are not deterministic

@@ -12,6 +12,7 @@ from tasks.evaluate.gate import Known, judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
 from tasks.run import finish_stage, read_ids
 
+BLOCK_SHARE = 8  # of the memory, for a block of scores: beside it stand the rivals
 log = logging.getLogger("nightgraph.evaluate")
 
 
@@ -28,7 +29,8 @@ def evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
 
 
 def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
-    evaluation = evaluate_fit(graph, fitted, run.config.evaluate, block_bytes=run.config.recommend.block_mib * 2**20)
+    block_bytes = run.config.recommend.memory_mib * 2**20 // BLOCK_SHARE
+    evaluation = evaluate_fit(graph, fitted, run.config.evaluate, block_bytes=block_bytes)
     for score in evaluation.scores:
         if score.part == "test":
             log.info(

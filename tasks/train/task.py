@@ -1,22 +1,17 @@
 """A graph in, two fits out; the ranks' progress goes to the dashboard and to the log."""
 
-import logging
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks.contracts import Fitted, Graph, Run
 from tasks.errors import is_worth_a_retry
+from tasks.progress import ProgressBar
 from tasks.run import finish_stage
 from tasks.train.fitting import SUPERVISION, WHERE, Place, choose_place, fit_twice
-
-REST_S = 300.0
-log = logging.getLogger("nightgraph.train")
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -36,8 +31,13 @@ def train(run: Run, graph: Graph) -> Fitted:
 
 
 def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
-    report = _ProgressReport()
-    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=report)
+    bar = ProgressBar(create_progress_artifact, update_progress_artifact, key="training", starting="starting the ranks")
+
+    def tell(progress: dict[str, Any]) -> None:
+        done = 50.0 * progress["epoch"] / progress["epochs"] + (50.0 if progress["fit"] == "served" else 0.0)
+        bar.tell(done, lambda: in_words(progress), is_last=progress["epoch"] == progress["epochs"])
+
+    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=tell)
 
 
 def in_words(progress: dict[str, Any]) -> str:
@@ -49,40 +49,3 @@ def in_words(progress: dict[str, Any]) -> str:
         + f", at most {progress['seconds_left']:.0f} s left"
         + (f" (went on from epoch {progress['resumed_at']})" if progress["resumed_at"] else "")
     )
-
-
-class _ProgressReport:
-    """Passes the ranks' progress on, at most once a second: each update is a request to the server.
-
-    A server that does not answer costs its progress bar, never the training: each question takes the client a minute
-    of trying then, so the next is asked much later.
-    """
-
-    def __init__(self) -> None:
-        self.artifact_id: UUID | None = None
-        self.told_at = 0.0
-        self.rests_until = 0.0
-        self._show(0.0)
-
-    def __call__(self, progress: dict[str, Any]) -> None:
-        done = progress["epoch"] / progress["epochs"]
-        last = progress["epoch"] == progress["epochs"]
-        if not last and time.monotonic() - self.told_at < 1.0:
-            return
-        self.told_at = time.monotonic()
-        words = in_words(progress)
-        log.info(words)
-        self._show(50.0 * done + (50.0 if progress["fit"] == "served" else 0.0), words)
-
-    def _show(self, percent: float, words: str = "starting the ranks") -> None:
-        if time.monotonic() < self.rests_until:
-            return
-        try:
-            if self.artifact_id is None:
-                made: Any = create_progress_artifact(percent, key="training", description=words)
-                self.artifact_id = made
-            else:
-                update_progress_artifact(self.artifact_id, progress=percent, description=words)
-        except Exception as error:
-            self.rests_until = time.monotonic() + REST_S
-            log.warning("the dashboard's progress bar could not be moved (%s)", type(error).__name__)

@@ -16,7 +16,7 @@ from models.train import fit
 from tasks.config import EvaluateConfig, RecommendConfig
 from tasks.contracts import Graph
 from tasks.evaluate.judging import evaluate_fit
-from tasks.recommend.lists import recommend_everyone
+from tasks.recommend.everyone import recommend_everyone
 from tests.worlds import build_graph_of, fit_here, spec_for, two_taste_world, validation_of
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))

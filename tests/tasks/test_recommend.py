@@ -10,7 +10,7 @@ import pytest
 
 from tasks.config import RecommendConfig
 from tasks.contracts import Fitted, Graph, Recommendations
-from tasks.recommend.lists import recommend_everyone
+from tasks.recommend.everyone import recommend_everyone
 from tasks.run import file_sha256
 from tests.worlds import World, build_graph_of, fit_here, met_once, name, two_taste_world
 
@@ -159,7 +159,7 @@ def test_the_parts_are_cut_by_users_and_hold_the_same_lists(
     graph: Graph, fitted: Fitted, recommendations: Recommendations, tmp_path: Path
 ) -> None:
     """Config does not allow so small parts and blocks; the function does."""
-    small = RecommendConfig.model_construct(k=10, block_mib=0, users_per_part=7)
+    small = RecommendConfig.model_construct(k=10, users_per_shard=7)
     cut = recommend_everyone(graph, fitted, small, tmp_path)
     assert len(cut.parts) == 6
     assert [part.users for part in cut.parts] == [7, 7, 7, 7, 6, 5], "user 32 has no rows"
