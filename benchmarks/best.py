@@ -21,7 +21,7 @@ from benchmarks.common import carve_validation, merge_results, read_split, spec_
 from benchmarks.training import ALONE, THREADS, on_test
 from models.graph import Csr
 from models.processes import keep_freed_memory
-from models.topk import InnerProduct
+from models.scorers import InnerProduct, rows_where
 from models.train import fit, make_repeatable
 
 WIDTH, MOST = 256, 2
@@ -70,7 +70,9 @@ def side_by_side(members: list[tuple[Tensor, Tensor]], liked: Csr, num_items: in
     """The mean of the members' scores as one inner product."""
     user_UD = torch.cat([user for user, _ in members], dim=1) / len(members)
     item_ID = torch.cat([item for _, item in members], dim=1)
-    return InnerProduct(user_UD, item_ID, liked.counts() > 0, np.bincount(liked.indices, minlength=num_items) > 0)
+    return InnerProduct(
+        user_UD, item_ID, rows_where(liked.counts() > 0), np.bincount(liked.indices, minlength=num_items) > 0
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from models.distributed import Ranks
 from models.metrics import hits, recall
 from models.processes import keep_freed_memory
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.topk import Scorer, top_k
+from models.scorers import Scorer, for_everybody
+from models.topk import top_k
 from models.train import Spec, fit, make_repeatable
 from models.validation import Validation
 
@@ -157,10 +158,9 @@ def _rivals(validation: Validation, spec: Spec) -> list[tuple[str, Scorer]]:
 
 def _recall_of(scorer: Scorer, validation: Validation, spec: Spec) -> float:
     blocks = top_k(
-        scorer,
-        popularity(validation.train, spec.num_items),
+        [scorer, for_everybody(popularity(validation.train, spec.num_items), validation.train.num_rows)],
         users=validation.users,
-        seen=validation.seen,
+        excluded=validation.seen,
         k=spec.k,
         item_rank_I=validation.item_rank_I,
     )

@@ -28,7 +28,8 @@ from models.lightgcn import Matrix, _MeanOfLayers, mean_of_layers
 from models.metrics import hits, ndcg, recall
 from models.processes import keep_freed_memory
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.topk import InnerProduct, Scorer, top_k
+from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
+from models.topk import top_k
 from models.train import begin, fit, make_repeatable, sampler_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -190,7 +191,7 @@ def quality(
     seconds = time.perf_counter() - started
     tables = load_file(folder / "served.safetensors")
     popularity_I = popularity(train, num_items)
-    scorer = InnerProduct(tables["user_UD"], tables["item_ID"], train.counts() > 0, popularity_I > 0)
+    scorer = InnerProduct(tables["user_UD"], tables["item_ID"], rows_where(train.counts() > 0), popularity_I > 0)
     figures = on_test(scorer, train, test, num_items, prefix) | {f"{prefix}_train_seconds": seconds}
     details = {
         "seconds_by_part": found.seconds_by_part,
@@ -203,9 +204,8 @@ def quality(
 def on_test(scorer: Scorer, train: Csr, test: Csr, num_items: int, prefix: str) -> dict[str, float]:
     users = np.flatnonzero(test.counts() > 0)
     recalls, ndcgs = [], []
-    for block in top_k(
-        scorer, popularity(train, num_items), users=users, seen=train, k=20, item_rank_I=np.arange(num_items)
-    ):
+    tiers = [scorer, for_everybody(popularity(train, num_items), train.num_rows)]
+    for block in top_k(tiers, users=users, excluded=train, k=20, item_rank_I=np.arange(num_items)):
         hit_BK, targets_B = hits(block.item_BK, block.users, test, num_items), test.counts()[block.users]
         recalls.append(recall(hit_BK, targets_B))
         ndcgs.append(ndcg(hit_BK, targets_B))

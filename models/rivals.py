@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.graph import Csr, normalised_adjacency
 from models.lightgcn import Matrix, leading_singular_vectors
-from models.topk import PARTS, Scorer
+from models.scorers import Scorer
+from models.selection import PARTS
 
 NUMBERS_AT_ONCE = 2_000_000  # of the graph filter's users near to users; 12 bytes each, and again while multiplied
 BYTES_PER_PAIR = 80  # of two items with a user in common, while the nearest are sorted out

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from models.graph import Csr, load_csr
 from models.metrics import bootstrap_interval, hits, ndcg, recall
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.topk import InnerProduct, Scorer, top_k
+from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
+from models.topk import top_k
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore
 from tasks.run import fingerprint_of
@@ -69,7 +70,7 @@ def _scorers(
 ) -> Iterator[tuple[str, Scorer]]:
     tables = load_file(fitted.judged_path)
     popularity_I = popularity(liked, graph.num_items)
-    yield MODEL, InnerProduct(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity_I > 0)
+    yield MODEL, InnerProduct(tables["user_UD"], tables["item_ID"], rows_where(liked.counts() > 0), popularity_I > 0)
     yield "popularity", popularity_scorer(liked, graph.num_items)
     yield (
         "item_knn",
@@ -103,10 +104,9 @@ def _measure(
     recalls, ndcgs = [], []
     listed = np.zeros(graph.num_items, dtype=bool)
     for block in top_k(
-        scorer,
-        popularity(liked, graph.num_items),
+        [scorer, for_everybody(popularity(liked, graph.num_items), graph.num_users)],
         users=users,
-        seen=load_csr(graph.folder, f"seen_before_{part}"),
+        excluded=load_csr(graph.folder, f"seen_before_{part}"),
         k=k,
         item_rank_I=np.load(Path(graph.folder) / "item_rank.npy"),
         block_bytes=block_bytes,

@@ -17,7 +17,9 @@ import polars as pl
 
 from models.graph import load_csr
 from models.rivals import popularity
-from models.topk import NO_ITEM, InnerProduct, Lists, top_k
+from models.scorers import InnerProduct, for_everybody, rows_where
+from models.selection import NO_ITEM
+from models.topk import Lists, top_k
 from tasks.contracts import Fitted, Graph
 from tasks.recommend.served import load_tables
 from tasks.recommend.shards import Counts
@@ -60,25 +62,27 @@ class Everybody:
         tables = load_tables(sources.served_path)
         self.has_row_U = liked.counts() > 0
         self.popularity_I = popularity(liked, sources.num_items)
-        self.scorer = InnerProduct(tables["user_UD"], tables["item_ID"], self.has_row_U, self.popularity_I > 0)
+        self.scorer = InnerProduct(
+            tables["user_UD"], tables["item_ID"], rows_where(self.has_row_U), self.popularity_I > 0
+        )
 
     def lists(self, start: int, stop: int, *, block_bytes: int, threads: int | None) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
         for block in top_k(
-            self.scorer,
-            self.popularity_I,
+            [self.scorer, for_everybody(self.popularity_I, len(self.has_row_U))],
             users=self.by_id[start:stop],
-            seen=self.seen,
+            excluded=self.seen,
             k=self.k,
             item_rank_I=self.item_rank_I,
             block_bytes=block_bytes,
+            threads=threads,
         ):
             rows = self._rows(block)
             yield Listed(rows, len(block.users), self._counts(block, rows))
 
     def _rows(self, block: Lists) -> pl.DataFrame:
         line, column = np.nonzero(block.item_BK != NO_ITEM)
-        tier = pl.Series("tier", np.where(block.filled_BK[line, column], "popular", "graph"), dtype=pl.String)
+        tier = pl.Series("tier", np.where(block.tier_BK[line, column] == 1, "popular", "graph"), dtype=pl.String)
         return pl.DataFrame(
             {
                 "user_id": self.user_ids.gather(block.users[line]),

@@ -6,7 +6,7 @@ import torch
 
 from models.graph import interactions_by_user
 from models.metrics import bootstrap_interval, hits, ndcg, recall
-from models.topk import NO_ITEM
+from models.selection import NO_ITEM
 from tests.worlds import random_likes
 
 USERS, ITEMS = 30, 50

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from models.distributed import Ranks
 from models.graph import Csr, interactions_by_user, normalised_adjacency, save_arrays
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.topk import InnerProduct, Scorer, top_k
+from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
+from models.topk import top_k
 from models.train import fit
 from tasks.contracts import Graph
 from tests.worlds import random_likes, spec_for
@@ -136,7 +137,9 @@ def lightgcn_scorer(liked: Csr, num_items: int) -> Scorer:
         spec = spec_for(world, Path(folder), max_epochs=10)
         fit(spec, Ranks(0, 1, torch.device("cpu")), "served", epochs=10, validation=None, identity="")
         tables = load_file(Path(folder) / "served.safetensors")
-    return InnerProduct(tables["user_UD"], tables["item_ID"], liked.counts() > 0, popularity(liked, num_items) > 0)
+    return InnerProduct(
+        tables["user_UD"], tables["item_ID"], rows_where(liked.counts() > 0), popularity(liked, num_items) > 0
+    )
 
 
 RIVALS = {
@@ -175,9 +178,8 @@ def test_a_personal_rival_finds_the_users_taste(name: str) -> None:
     for user in range(40):
         likes_UI[user, rng.permutation(np.arange(user % 2, 30, 2))[:7]] = True
     liked = interactions_by_user(*np.nonzero(likes_UI), num_users=40)
-    (block,) = top_k(
-        RIVALS[name](liked, 30), popularity(liked, 30), users=np.arange(40), seen=liked, k=5, item_rank_I=np.arange(30)
-    )
+    tiers = [RIVALS[name](liked, 30), for_everybody(popularity(liked, 30), 40)]
+    (block,) = top_k(tiers, users=np.arange(40), excluded=liked, k=5, item_rank_I=np.arange(30), threads=1)
     assert (block.item_BK % 2 == block.users[:, None] % 2).mean() > 0.97
 
 

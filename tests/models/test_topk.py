@@ -8,14 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models import compiled, selection, topk
 from models.graph import Csr, interactions_by_user
-from models.topk import NO_ITEM, InnerProduct, Lists, top_k, users_per_block
+from models.scorers import InnerProduct, for_everybody, rows_where
+from models.selection import NO_ITEM
+from models.topk import Lists, joined, top_k, users_per_block
 from tests.worlds import random_likes
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PATHS = ["compiled, 16 bits", "compiled, 32 bits", "torch"]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One behaviour suite over every way to select; the last one runs on GPUs too."""
+    return take(request.param, monkeypatch)
+
+
+def take(path: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    if path != "torch" and not compiled.AVAILABLE:
+        pytest.skip("numba cannot be imported here, or is switched off: nothing is compiled")
+    monkeypatch.setattr(topk, "AVAILABLE", path != "torch")
+    monkeypatch.setattr(selection, "half_is_faster", lambda _: path == "compiled, 16 bits")
+    return path
 
 
 def brute_force(
@@ -44,10 +62,12 @@ def lists_of(
     num_users, num_items = score_UI.shape
     blocks = list(
         top_k(
-            lambda rows: torch.from_numpy(score_UI[rows].astype(np.float32)),
-            fallback_I.astype(np.float32),
+            [
+                lambda rows: torch.from_numpy(score_UI[rows].astype(np.float32)),
+                for_everybody(fallback_I.astype(np.float32), num_users),
+            ],
             users=np.arange(num_users) if users is None else users,
-            seen=seen_csr(seen_UI),
+            excluded=seen_csr(seen_UI),
             k=k,
             item_rank_I=np.arange(num_items) if item_rank_I is None else item_rank_I,
             block_bytes=block_bytes,
@@ -65,8 +85,8 @@ def rows_of(block: Lists) -> list[tuple[int, list[tuple[int, bool]]]]:
         length = int(present.sum())
         assert present[:length].all(), "the missing end is at the end"
         assert np.isneginf(block.score_BK[line, length:]).all()
-        assert not block.filled_BK[line, length:].any()
-        items, filled = block.item_BK[line, :length].tolist(), block.filled_BK[line, :length].tolist()
+        assert (block.tier_BK[line, length:] == -1).all()
+        items, filled = block.item_BK[line, :length].tolist(), (block.tier_BK[line, :length] == 1).tolist()
         rows.append((user, list(zip(items, filled, strict=True))))
     return rows
 
@@ -95,18 +115,23 @@ def cases(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+EACH_PATH = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@EACH_PATH
 @given(cases())
-def test_lists_are_those_of_a_full_stable_sort(case: dict[str, object]) -> None:
+def test_lists_are_those_of_a_full_stable_sort(path: str, case: dict[str, object]) -> None:
     found = lists_of(**case)  # type: ignore[arg-type]
     of_case = [case[part] for part in ("score_UI", "fallback_I", "seen_UI", "k", "item_rank_I")]
     for user, row in found.items():
         assert row == brute_force(*of_case, user)  # type: ignore[arg-type]
 
 
-@settings(max_examples=100, deadline=None)
+@EACH_PATH
 @given(cases())
-def test_nothing_repeats_nothing_was_seen_and_only_an_exhausted_catalogue_is_short(case: dict[str, object]) -> None:
+def test_nothing_repeats_nothing_was_seen_and_only_an_exhausted_catalogue_is_short(
+    path: str, case: dict[str, object]
+) -> None:
     seen_UI, k = case["seen_UI"], case["k"]
     assert isinstance(seen_UI, np.ndarray)
     assert isinstance(k, int)
@@ -120,19 +145,19 @@ def test_nothing_repeats_nothing_was_seen_and_only_an_exhausted_catalogue_is_sho
 
 
 @pytest.mark.parametrize("k", [1, 3, 40, 41, 100])
-def test_equal_scores_are_ordered_by_id_not_by_row(k: int) -> None:
+def test_equal_scores_are_ordered_by_id_not_by_row(path: str, k: int) -> None:
     rank_I = np.random.default_rng(0).permutation(40)
     found = lists_of(np.ones((2, 40)), np.zeros(40), np.zeros((2, 40), dtype=bool), k, rank_I)
     assert [item for item, _ in found[1]] == np.argsort(rank_I)[:k].tolist()
 
 
-def test_the_two_zeros_are_one_score() -> None:
+def test_the_two_zeros_are_one_score(path: str) -> None:
     score_UI = np.array([[0.0, -0.0, 0.0, -0.0, 1.0]])
     found = lists_of(score_UI, np.zeros(5), np.zeros((1, 5), dtype=bool), 3)
     assert found[0] == [(4, False), (0, False), (1, False)]
 
 
-def test_a_large_catalogue_with_many_ties_is_exact() -> None:
+def test_a_large_catalogue_with_many_ties_is_exact(path: str) -> None:
     """Large enough for torch's other selection paths."""
     rng = np.random.default_rng(1)
     score_UI = rng.integers(0, 50, (20, 5000)).astype(np.float32)
@@ -157,46 +182,46 @@ def tables(kind: str, num_users: int, num_items: int, width: int = 17) -> tuple[
     return torch.from_numpy(user_UD), torch.from_numpy(item_ID)
 
 
-def all_lists(scorer: InnerProduct, seen_UI: np.ndarray, users_in_block: int, k: int = 20) -> Lists:
+def all_lists(scorer: InnerProduct, seen_UI: np.ndarray, users_in_block: int, k: int = 20, threads: int = 1) -> Lists:
     num_users, num_items = seen_UI.shape
-    blocks = list(
-        top_k(
-            scorer,
-            np.arange(num_items, dtype=np.float32),
-            users=np.arange(num_users),
-            seen=seen_csr(seen_UI),
-            k=k,
-            item_rank_I=np.arange(num_items)[::-1],
-            block_bytes=12 * num_items * users_in_block,
-        )
+    blocks = top_k(
+        [scorer, for_everybody(np.arange(num_items, dtype=np.float32), num_users)],
+        users=np.arange(num_users),
+        excluded=seen_csr(seen_UI),
+        k=k,
+        item_rank_I=np.arange(num_items)[::-1],
+        wishes=True,
+        block_bytes=threads * 12 * num_items * users_in_block,
+        threads=threads,
     )
-    assert len(blocks) == -(-num_users // users_in_block)
-    return Lists(*(np.concatenate([getattr(block, field) for block in blocks]) for field in vars(blocks[0])))
+    return joined(list(blocks))
 
 
 @pytest.mark.parametrize("kind", ["spread", "crowded", "alike"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_neither_the_block_size_nor_the_threads_change_a_bit_of_a_list(kind: str, threads: int) -> None:
+def test_neither_blocks_nor_threads_nor_the_path_change_a_bit_of_a_list(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     has_row_U, has_row_I = np.arange(50) != 3, np.arange(300) % 10 != 0
-    scorer = InnerProduct(*tables(kind, 50, 300), has_row_U, has_row_I)
+    scorer = InnerProduct(*tables(kind, 50, 300), rows_where(has_row_U), has_row_I)
     seen_UI = random_likes(np.random.default_rng(3), 50, 300, 0.1)
     first = all_lists(scorer, seen_UI, users_in_block=50)
-    torch.set_num_threads(threads)
-    try:
-        for users_in_block in USERS_IN_BLOCK:
-            lists = all_lists(scorer, seen_UI, users_in_block)
-            for field, values in vars(lists).items():
-                assert values.tobytes() == getattr(first, field).tobytes(), (field, users_in_block)
-    finally:
-        torch.set_num_threads(1)
+    for path in PATHS:
+        take(path, monkeypatch)
+        for threads in (1, 2, 3):
+            for users_in_block in USERS_IN_BLOCK:
+                monkeypatch.setattr(topk, "USERS_AT_ONCE", users_in_block)
+                monkeypatch.setattr(selection, "ROWS_AT_ONCE", 5)
+                lists = all_lists(scorer, seen_UI, users_in_block, threads=threads)
+                for field, values in vars(lists).items():
+                    assert values.tobytes() == getattr(first, field).tobytes(), (path, field, users_in_block, threads)
 
 
 @pytest.mark.parametrize("kind", ["spread", "crowded", "alike"])
 @pytest.mark.parametrize("num_items", [30, 300])
-def test_the_lists_are_those_of_a_full_sort_of_the_exact_scores(kind: str, num_items: int) -> None:
+def test_the_lists_are_those_of_a_full_sort_of_the_exact_scores(path: str, kind: str, num_items: int) -> None:
     """Also where hundreds of items lie within the product's rounding of each other."""
     has_row_U, has_row_I = np.arange(50) != 3, np.arange(num_items) % 10 != 0
-    scorer = InnerProduct(*tables(kind, 50, num_items), has_row_U, has_row_I)
+    scorer = InnerProduct(*tables(kind, 50, num_items), rows_where(has_row_U), has_row_I)
     seen_UI = random_likes(np.random.default_rng(3), 50, num_items, 0.1)
     lists = all_lists(scorer, seen_UI, users_in_block=7)
     score_UI = scorer.exact(np.arange(50), torch.arange(num_items).expand(50, -1)).numpy()
@@ -204,14 +229,14 @@ def test_the_lists_are_those_of_a_full_sort_of_the_exact_scores(kind: str, num_i
     backwards = np.arange(num_items)[::-1]
     for user, row in rows_of(lists):
         assert row == brute_force(opinion_UI, np.arange(num_items), seen_UI, 20, backwards, user)
-        own = ~lists.filled_BK[user] & (lists.item_BK[user] != NO_ITEM)
+        own = lists.tier_BK[user] == 0
         assert lists.score_BK[user, own].tolist() == score_UI[user, lists.item_BK[user, own]].tolist()
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 17, 64, 65])
 def test_an_exact_score_is_the_inner_product_and_the_product_is_as_near_as_promised(width: int) -> None:
     user_UD, item_ID = tables("spread", 50, 300, width)
-    scorer = InnerProduct(user_UD, item_ID, np.ones(50, dtype=bool), np.ones(300, dtype=bool))
+    scorer = InnerProduct(user_UD, item_ID, np.arange(50), np.ones(300, dtype=bool))
     before = item_ID.clone()
     users, items = np.arange(50), torch.arange(300).expand(50, -1)
     true_UI = user_UD.double() @ item_ID.double().T
@@ -222,15 +247,12 @@ def test_an_exact_score_is_the_inner_product_and_the_product_is_as_near_as_promi
     assert torch.equal(item_ID, before), "the tables are not written to"
 
 
-def test_users_and_items_without_a_trained_row_get_and_are_the_fallback() -> None:
-    scorer = InnerProduct(
-        torch.ones(2, 3), torch.ones(4, 3), np.array([True, False]), np.array([True, False, True, True])
-    )
+def test_users_and_items_without_a_trained_row_get_and_are_the_fallback(path: str) -> None:
+    scorer = InnerProduct(torch.ones(1, 3), torch.ones(4, 3), np.array([0, -1]), np.array([True, False, True, True]))
     blocks = top_k(
-        scorer,
-        np.array([1, 9, 2, 0], dtype=np.float32),
+        [scorer, for_everybody(np.array([1, 9, 2, 0]), 2)],
         users=np.arange(2),
-        seen=seen_csr(np.zeros((2, 4), dtype=bool)),
+        excluded=seen_csr(np.zeros((2, 4), dtype=bool)),
         k=4,
         item_rank_I=np.arange(4),
     )
@@ -239,14 +261,13 @@ def test_users_and_items_without_a_trained_row_get_and_are_the_fallback() -> Non
     assert found[1] == [(1, True), (2, True), (0, True), (3, True)]
 
 
-def test_a_score_that_is_no_number_stands_in_the_open_where_the_gate_sees_it() -> None:
+def test_a_score_that_is_no_number_stands_in_the_open_where_the_gate_sees_it(path: str) -> None:
     """It must not be taken for "no opinion" and papered over by the fallback."""
     score_UI = np.array([[1.0, np.nan, 2.0]])
     blocks = top_k(
-        lambda rows: torch.from_numpy(score_UI[rows].astype(np.float32)),
-        np.zeros(3, dtype=np.float32),
+        [lambda rows: torch.from_numpy(score_UI[rows].astype(np.float32)), for_everybody(np.zeros(3), 1)],
         users=np.array([0]),
-        seen=seen_csr(np.zeros((1, 3), dtype=bool)),
+        excluded=seen_csr(np.zeros((1, 3), dtype=bool)),
         k=2,
         item_rank_I=np.arange(3),
     )
@@ -259,8 +280,9 @@ def test_no_users_make_no_blocks() -> None:
 
 
 def test_a_block_holds_one_user_at_least() -> None:
-    assert users_per_block(1000, 12_000_000) == 1000
-    assert users_per_block(10**9, 1) == 1
+    scorer = lambda users: torch.zeros(len(users), 1)  # noqa: E731
+    assert users_per_block([scorer], 1000, 12_000_000, 10**6) == 1000
+    assert users_per_block([scorer], 10**9, 1, 10**6) == 1
 
 
 MEASURED_BLOCK = """
@@ -268,22 +290,24 @@ import sys
 import numpy as np, psutil, torch
 from models.graph import interactions_by_user
 from models.rivals import item_knn_scorer
-from models.topk import InnerProduct, top_k, users_per_block
+from models.scorers import InnerProduct, for_everybody, rows_where
+from models.topk import top_k, users_per_block
 torch.set_num_threads(2)
 case, items, block_bytes = sys.argv[1], 20_000, 128 * 2**20
-users = 2 * users_per_block(items, block_bytes)
+users = 2 * (block_bytes // (12 * items))
 rng = np.random.default_rng(0)
 pairs = np.unique(rng.integers(0, users * items, users * 20))
 seen = interactions_by_user(pairs // items, pairs % items, users)
 trained = np.full(users, case != "filled")
-scorer = InnerProduct(torch.randn(users, 16), torch.randn(items, 16), trained, np.full(items, True))
+scorer = InnerProduct(torch.randn(users, 16), torch.randn(items, 16), rows_where(trained), np.full(items, True))
 def peak():
     # Not ru_maxrss: a child inherits that of the process that started it.
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return 1024 * int(line.split()[1])
 def walk(users, block_bytes):
     rank = np.arange(items) if case == "in id order" else rng.permutation(items)
-    for _ in top_k(scorer, np.ones(items, np.float32), users=users, seen=seen, k=20, item_rank_I=rank,
+    tiers = [scorer, for_everybody(np.ones(items), len(trained))]
+    for _ in top_k(tiers, users=users, excluded=seen, k=20, item_rank_I=rank,
                    block_bytes=block_bytes):
         pass
 if case == "tied":
@@ -310,4 +334,4 @@ def test_a_blocks_peak_memory_is_within_what_was_granted(case: str) -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert 0.2 < float(finished.stdout) <= 1.0
+    assert (0.2 if case == "item-kNN" else 0.0) < float(finished.stdout) <= 1.0

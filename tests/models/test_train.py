@@ -24,7 +24,8 @@ from models.identity import identity_of
 from models.lightgcn import LightGCN
 from models.progress import Failure, Progress
 from models.rivals import popularity
-from models.topk import InnerProduct, top_k
+from models.scorers import InnerProduct, for_everybody, rows_where
+from models.topk import top_k
 from models.train import Fit, Spec, begin, fit
 from tasks.contracts import Graph
 from tests.worlds import (
@@ -156,14 +157,13 @@ def test_what_is_recommended_is_of_the_users_taste(ranks: str, graph: Graph, req
     scorer = InnerProduct(
         torch.from_numpy(tables["user_UD"]),
         torch.from_numpy(tables["item_ID"]),
-        liked.counts() > 0,
+        rows_where(liked.counts() > 0),
         popularity(liked, graph.num_items) > 0,
     )
     (block,) = top_k(
-        scorer,
-        popularity(liked, graph.num_items),
+        [scorer, for_everybody(popularity(liked, graph.num_items), graph.num_users)],
         users=np.arange(graph.num_users),
-        seen=load_csr(graph.folder, "seen_all"),
+        excluded=load_csr(graph.folder, "seen_all"),
         k=10,
         item_rank_I=np.arange(graph.num_items),
     )
@@ -235,7 +235,7 @@ def test_a_rank_gives_a_sign_of_life_between_any_two_pieces_of_work(
     works(torch.linalg, "qr")
     works(torch.linalg, "svd")
     works(LightGCN, "forward")
-    works(models.topk, "_best")  # once a block
+    works(models.topk, "_fill_in_turn")  # once a block
     monkeypatch.setattr(models.topk, "users_per_block", lambda *_: 5)
     validation = validation_of(spec)
     fit(spec, ALONE, "judged", epochs=2, validation=validation, identity="")
@@ -245,7 +245,7 @@ def test_a_rank_gives_a_sign_of_life_between_any_two_pieces_of_work(
     assert blocks > 1
     assert counts["spectral_start"] == counts["svd"] == 1
     assert (counts["qr"], counts["forward"]) == (7, 2 * 4)
-    assert counts["_best"] >= 2 * blocks, "each look goes through its blocks"
+    assert counts["_fill_in_turn"] >= 2 * blocks, "each look goes through its blocks"
 
 
 def test_another_seed_gives_another_fit(graph: Graph, tmp_path: Path) -> None:
