@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 try:
     import numba
 except ImportError:  # a platform without wheels: models/topk.py then selects with torch
-    numba = None
+    numba = None  # type: ignore[assignment]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 SWITCH = "NIGHTGRAPH_COMPILED"  # 0: as if numba were not there

@@ -16,6 +16,7 @@ from models.compiled import compiled
 
 MINUS_INF_16 = np.int16(0xFF80 - 0x10000)  # the bits of -inf
 MINUS_INF_32 = np.int32(0xFF800000 - 0x100000000)
+Whole = np.int64 | int
 Bits = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 
 
@@ -43,7 +44,7 @@ def mask_groups(bits_BM: Bits, first: int, allowed_GC: np.ndarray, group_B: np.n
 
 
 @compiled
-def ordered_bits(value: np.float32) -> int:
+def ordered_bits(value: np.float32) -> Whole:
     """The number's bits as an integer that orders like it, negative ones too."""
     box = np.empty(1, np.float32)
     box[0] = value
@@ -52,7 +53,7 @@ def ordered_bits(value: np.float32) -> int:
 
 
 @compiled
-def value_of(ordered: int) -> np.float32:
+def value_of(ordered: Whole) -> np.float32:
     """Back from `ordered_bits`."""
     box = np.empty(1, np.int32)
     box[0] = ordered if ordered >= 0 else ordered ^ 0x7FFFFFFF
@@ -84,8 +85,8 @@ def comes_first(score: np.float32, column: int, other_score: np.float32, other_c
     if score == other_score:
         return column < other_column
     if other_score != other_score:
-        return score != score and column < other_column
-    return score > other_score or score != score
+        return bool(score != score) and column < other_column
+    return bool(score > other_score or score != score)
 
 
 @compiled
@@ -145,7 +146,7 @@ def largest_of_runs(row: Bits, run: int, largest: Bits) -> None:
 
 
 @compiled
-def kth_largest(values: Bits, heap_K: np.ndarray) -> int:
+def kth_largest(values: Bits, heap_K: np.ndarray) -> Whole:
     """The smallest of the K largest, by a heap of K: a partition mispredicts a branch at most of its steps."""
     k = heap_K.shape[0]
     for place in range(values.shape[0]):
@@ -175,7 +176,7 @@ def kth_largest(values: Bits, heap_K: np.ndarray) -> int:
 
 
 @compiled
-def turn_negative(row: Bits, turning: int) -> None:
+def turn_negative(row: Bits, turning: Whole) -> None:
     """Negative numbers order backwards as integers: turn them round, or back."""
     for column in range(row.shape[0]):
         if row[column] < 0:
@@ -208,6 +209,7 @@ def collect(
     shift = 16 if bits_BM.itemsize == 2 else 0
     turning = np.int64(0x7FFF) if bits_BM.itemsize == 2 else np.int64(0x7FFFFFFF)
     lowest = np.int64(-32640) if bits_BM.itemsize == 2 else np.int64(-2139095040)  # the smallest above -inf, ordered
+    bar: Whole
     rounding = np.float32(2.0**-8) if bits_BM.itemsize == 2 else np.float32(0.0)
     num_runs = (num_columns + run - 1) // run
     largest = np.empty(num_runs, bits_BM.dtype)

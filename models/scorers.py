@@ -99,5 +99,6 @@ def sum_by_halves(term_D: Tensor) -> Tensor:
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, max(1, size)):
+    size = max(1, size)
+    for start in range(0, length, size):
         yield slice(start, start + size)

@@ -41,6 +41,10 @@ class Forbidden:
     allowed: Allowed | None
     by_rank: npt.NDArray[np.int64]
 
+    def allowed_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
+        """(G, C) of these items alone."""
+        return self.allowed.allowed_GI[:, items] if self.allowed is not None else None
+
     @cached_property
     def ordered_by_row(self) -> bool:
         return bool((self.by_rank == np.arange(len(self.by_rank))).all())
@@ -82,7 +86,7 @@ class ByProduct:
         norms = [_longest(part, part.to(self.dtype).float()) for part in item_CD.split(65536)]
         self.longest_item = max((longest for longest, _ in norms), default=0.0)
         self.furthest_item = max((furthest for _, furthest in norms), default=0.0)
-        self.allowed_GC = forbidden.allowed and forbidden.allowed.allowed_GI[:, self.item_of_column]
+        self.allowed_GC = forbidden.allowed_of(self.item_of_column)
         self.of_thread = threading.local()
 
     def ranked(self, users: npt.NDArray[np.int64], k: int, *, wishes: bool) -> Ranked:
@@ -151,7 +155,7 @@ class ByScores:
         self.scorer, self.forbidden = scorer, forbidden
         self.column_of_item = np.empty(len(forbidden.by_rank), dtype=np.int64)
         self.column_of_item[forbidden.by_rank] = np.arange(len(forbidden.by_rank))
-        self.allowed_GC = forbidden.allowed and forbidden.allowed.allowed_GI[:, forbidden.by_rank]
+        self.allowed_GC = forbidden.allowed_of(forbidden.by_rank)
 
     def ranked(self, users: npt.NDArray[np.int64], k: int, *, wishes: bool) -> Ranked:
         score_BI = _in_rank_order(self.scorer(users), self.forbidden)

@@ -91,8 +91,8 @@ def ranking_of(scorer: Scorer, forbidden: Forbidden, block_bytes: int) -> Rankin
     if isinstance(scorer, InnerProduct) and AVAILABLE and scorer.item_ID.device.type == "cpu":
         by_product = ByProduct(scorer, forbidden, tile_bytes=block_bytes)
         return lambda users, k, wishes: by_product.ranked(users, k, wishes=wishes)
-    by_scores = ByTorch(scorer, forbidden) if isinstance(scorer, InnerProduct) or not AVAILABLE else None
-    by_scores = by_scores or ByScores(scorer, forbidden)
+    compiled_way = AVAILABLE and not isinstance(scorer, InnerProduct)
+    by_scores = ByScores(scorer, forbidden) if compiled_way else ByTorch(scorer, forbidden)
     return lambda users, k, wishes: by_scores.ranked(users, k, wishes=wishes)
 
 

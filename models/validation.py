@@ -11,7 +11,7 @@ from models.distributed import Ranks
 from models.graph import load_csr
 from models.metrics import hits, recall
 from models.rivals import popularity
-from models.scorers import InnerProduct, for_everybody, rows_where
+from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from models.topk import top_k
 
 USERS_AT_MOST = 20_000  # a seeded sample beyond; the epoch choice needs no more, the evaluation takes all
@@ -47,7 +47,7 @@ class Validation:
         """(B,) recall of each of these users. The first two tables score."""
         popularity_I = popularity(self.train, self.num_items)
         scorer = InnerProduct(tables[0], tables[1], rows_where(self.train.counts() > 0), popularity_I > 0)
-        tiers = [scorer, for_everybody(popularity_I, self.train.num_rows)]
+        tiers: list[Scorer] = [scorer, for_everybody(popularity_I, self.train.num_rows)]
         recalls = []
         for block in top_k(tiers, users=users, excluded=self.seen, k=self.k, item_rank_I=self.item_rank_I):
             hit_BK = hits(block.item_BK, block.users, self.target, self.num_items)
