@@ -151,6 +151,24 @@ class Part:
 
 
 @dataclass(frozen=True)
+class OutputFile:
+    """One finished Parquet file of a further output on local disk; ids of file n sort before those of file n+1."""
+
+    path: str
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A table that is published beside the lists: similar_items, user_embeddings or item_embeddings."""
+
+    name: str
+    files: tuple[OutputFile, ...]
+
+
+@dataclass(frozen=True)
 class Recommendations:
     folder: str
     parts: tuple[Part, ...]
@@ -166,6 +184,7 @@ class Recommendations:
     users_by_tier: dict[str, int] = field(default_factory=dict)  # people by the tier of their first row
     removed_by_rule: dict[str, int] = field(default_factory=dict)  # rows of the first k without any rule that it took
     short_by_reason: dict[str, int] = field(default_factory=dict)  # what left fewer than k -> people
+    outputs: tuple[Output, ...] = ()  # beside the lists, each where it is asked for
 
 
 @dataclass(frozen=True)

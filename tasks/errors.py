@@ -160,6 +160,10 @@ class PublishConflict(NightError):
     """Another night committed this version of this date first, from other inputs."""
 
 
+class NightStale(NightError):
+    """The live night is older than its reader allows."""
+
+
 class PublishUnresolved(NightError):
     """The commit's outcome could not be read before the deadline. Nothing was deleted."""
 

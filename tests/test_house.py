@@ -18,8 +18,9 @@ from tasks.config import NightlyConfig
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for room in ("flows", "tasks", "models") for path in (ROOT / room).rglob("*.py"))
 MODELS = [path for path in SOURCES if path.is_relative_to(ROOT / "models")]
-# Where a clock may be read: what is published carries its moment, and a date in the future is refused.
-CLOCKS = {"tasks/ingest/task.py", "tasks/publish/task.py", "tasks/report/task.py"}
+# Where a clock may be read: what is published carries its moment, a date in the future is refused, and so is, by a
+# reader who asks for it, a night that is too old.
+CLOCKS = {"tasks/ingest/task.py", "tasks/publish/task.py", "tasks/publish/reader.py", "tasks/report/task.py"}
 MATHEMATICS = {"torch", "numpy", "scipy", "numba", "safetensors", "models"} | set(sys.stdlib_module_names)
 
 

@@ -1,6 +1,7 @@
 """What one publication says about itself: the commit, and LATEST.json, which is a copy of one.
 
-    recs/dt=DATE/run=ATTEMPT/part-00000.parquet    the rows; write-once, and nothing but .parquet below recs/
+    recs/dt=DATE/run=ATTEMPT/part-00000.parquet    the lists; write-once, and nothing but .parquet below recs/
+    outputs/NAME/dt=DATE/run=ATTEMPT/part-...      what else is published, each NAME with columns of its own
     _meta/commits/DATE/v00000001.json              the commit; write-once, never deleted
     _meta/LATEST.json                              a copy of the newest commit, what readers open first
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.errors import ManifestInvalid
 
 FORMAT = 1  # of the manifest; a field that old readers may overlook does not raise it
-OUTPUT_FORMAT = 1  # of the rows
+OUTPUT_FORMAT = 2  # of the lists' rows: 1 had no reasons
 
 
 def commits_folder(as_of: date) -> str:
@@ -27,7 +28,16 @@ def commit_key(as_of: date, version: int) -> str:
 
 
 def part_key(as_of: date, attempt: str, number: int) -> str:
-    return f"recs/dt={as_of.isoformat()}/run={attempt}/part-{number:05d}.parquet"
+    return f"recs/{_within(as_of, attempt, number)}"
+
+
+def output_key(name: str, as_of: date, attempt: str, number: int) -> str:
+    """Not below recs/: who reads a whole folder there must go on finding lists and nothing else."""
+    return f"outputs/{name}/{_within(as_of, attempt, number)}"
+
+
+def _within(as_of: date, attempt: str, number: int) -> str:
+    return f"dt={as_of.isoformat()}/run={attempt}/part-{number:05d}.parquet"
 
 
 class _Written(BaseModel):
@@ -58,12 +68,22 @@ class Column(_Written):
     type: str
 
 
-class PublishedPart(_Written):
+class PublishedFile(_Written):
     key: str
     bytes: int
     sha256: str
     rows: int
+
+
+class PublishedPart(PublishedFile):
     users: int
+
+
+class PublishedOutput(_Written):
+    files: tuple[str, ...]  # complete URIs, for readers
+    parts: tuple[PublishedFile, ...]
+    output_schema: tuple[Column, ...]
+    rows: int
 
 
 class Manifest(_Written):
@@ -88,8 +108,9 @@ class Manifest(_Written):
     users: int
     k: int
     rows_by_tier: dict[str, int]
-    files: tuple[str, ...]  # complete URIs, for readers
+    files: tuple[str, ...]  # complete URIs of the lists, for readers
     parts: tuple[PublishedPart, ...]
+    outputs: dict[str, PublishedOutput] = {}  # beside the lists, by name; nights before output format 2 have none
 
     def to_json(self) -> bytes:
         content = json.dumps(

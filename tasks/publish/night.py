@@ -2,13 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
-import pyarrow.parquet as pq
-
-from tasks.contracts import LATEST_KEY, Evaluation, Fitted, Published, Recommendations, Run, Verdict
+from tasks.contracts import LATEST_KEY, Evaluation, Fitted, Output, Published, Recommendations, Run, Verdict
 from tasks.errors import CountsDisagree, GateRefused, ObjectExists
+from tasks.publish.columns import LISTS, columns_of
 from tasks.publish.commit_log import advance_latest, commit, find_commit
 from tasks.publish.manifest import (
     FORMAT,
@@ -17,20 +18,19 @@ from tasks.publish.manifest import (
     Column,
     InputSummary,
     Manifest,
+    PublishedFile,
+    PublishedOutput,
     PublishedPart,
     VerdictSummary,
     commit_key,
+    output_key,
     part_key,
 )
 from tasks.publish.reader import verify_part
 from tasks.store import Store
 
 log = logging.getLogger("nightgraph.publish")
-
-# Output format 1. An id has the type it came with.
-ID_TYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string"}
-COLUMN_TYPES = {"user_id": ID_TYPES, "rank": {"int32"}, "item_id": ID_TYPES, "score": {"float32"}, "tier": {"string"}}
-ARROW_NAMES = {"large_string": "string", "string_view": "string", "float": "float32", "double": "float64"}
+FileT = TypeVar("FileT", bound=PublishedFile)
 
 
 def find_published(store: Store, run: Run) -> Published | None:
@@ -64,8 +64,18 @@ def publish_night(
     if base and _is_this_night(base, run, store):  # a retry after an unknown outcome, or a quicker twin
         return _published(store, base, already=True)
     base_version = base.version if base else 0
-    schema = _output_schema(recommendations)
-    parts = _upload(store, run, recommendations, attempt)
+    schema = _columns_of_lists(recommendations)
+    schemas = {o.name: columns_of(o.name, [(f.path, f.rows) for f in o.files]) for o in recommendations.outputs}
+    parts = _upload_lists(store, run, recommendations, attempt)
+    outputs = {
+        output.name: PublishedOutput(
+            files=tuple(store.uri_of(file.key) for file in files),
+            parts=files,
+            output_schema=schemas[output.name],
+            rows=sum(file.rows for file in files),
+        )
+        for output, files in _upload_outputs(store, run, recommendations, attempt)
+    }
     manifest = Manifest(
         format=FORMAT,
         output_format=OUTPUT_FORMAT,
@@ -94,6 +104,7 @@ def publish_night(
         rows_by_tier=recommendations.rows_by_tier,
         files=tuple(store.uri_of(part.key) for part in parts),
         parts=parts,
+        outputs=outputs,
     )
     standing = commit(store, manifest, force=run.force)
     return _published(store, standing, already=standing.attempt != attempt)
@@ -119,54 +130,69 @@ def metrics_of(evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _output_schema(recommendations: Recommendations) -> tuple[Column, ...]:
-    """As the files have it, all of them alike. A cheap look at the footers before anything leaves the machine."""
-    schemas = set()
-    for part in recommendations.parts:
-        with pq.ParquetFile(part.path) as file:
-            schemas.add(tuple((field.name, _type_name(str(field.type))) for field in file.schema_arrow))
-            if file.metadata.num_rows != part.rows:
-                raise CountsDisagree(
-                    f"{part.path} has {file.metadata.num_rows} rows, {part.rows} were counted. Nothing was published."
-                )
+def _columns_of_lists(recommendations: Recommendations) -> tuple[Column, ...]:
+    """The lists' columns. A cheap look at the footers before anything leaves the machine."""
+    columns = columns_of(LISTS, [(part.path, part.rows) for part in recommendations.parts])
     if sum(part.rows for part in recommendations.parts) != recommendations.rows:
         raise CountsDisagree(f"the parts' rows do not add up to {recommendations.rows}. Nothing was published.")
     if sum(part.users for part in recommendations.parts) != recommendations.users:
         raise CountsDisagree(f"the parts' users do not add up to {recommendations.users}. Nothing was published.")
-    columns = schemas.pop() if len(schemas) == 1 else ()
-    names_fit = [name for name, _ in columns] == list(COLUMN_TYPES)
-    if not names_fit or any(type_name not in COLUMN_TYPES[name] for name, type_name in columns):
-        raise GateRefused(
-            f"the {len(recommendations.parts)} files do not all have the columns of output format {OUTPUT_FORMAT}, "
-            f"{', '.join(COLUMN_TYPES)}. Nothing was published; the live recommendations stay."
-        )
-    return tuple(Column(name=name, type=type_name) for name, type_name in columns)
+    return columns
 
 
-def _type_name(arrow_name: str) -> str:
-    return ARROW_NAMES.get(arrow_name, arrow_name)
-
-
-def _upload(store: Store, run: Run, recommendations: Recommendations, attempt: str) -> tuple[PublishedPart, ...]:
+def _upload_lists(store: Store, run: Run, recommendations: Recommendations, attempt: str) -> tuple[PublishedPart, ...]:
     """Every part under a key of this attempt alone, then read back in full."""
-    parts = []
-    for number, part in enumerate(recommendations.parts):
-        uploaded = PublishedPart(
-            key=part_key(run.as_of, attempt, number),
-            bytes=part.num_bytes,
-            sha256=part.sha256,
-            rows=part.rows,
-            users=part.users,
+    parts = tuple(
+        _upload(
+            store,
+            Path(part.path),
+            PublishedPart(
+                key=part_key(run.as_of, attempt, number),
+                bytes=part.num_bytes,
+                sha256=part.sha256,
+                rows=part.rows,
+                users=part.users,
+            ),
         )
-        try:
-            store.put_once(uploaded.key, Path(part.path))
-        except ObjectExists:
-            log.info("%s is there already: an answer got lost, reading it back", uploaded.key)
-        verify_part(store, uploaded)
-        parts.append(uploaded)
-    num_bytes = sum(part.bytes for part in parts)
-    log.info("%s: uploaded and read back %d files, %.1f MB", run.as_of, len(parts), num_bytes / 1e6)
-    return tuple(parts)
+        for number, part in enumerate(recommendations.parts)
+    )
+    _tell(run, "lists", parts)
+    return parts
+
+
+def _upload_outputs(
+    store: Store, run: Run, recommendations: Recommendations, attempt: str
+) -> Iterator[tuple[Output, tuple[PublishedFile, ...]]]:
+    for output in recommendations.outputs:
+        files = tuple(
+            _upload(
+                store,
+                Path(file.path),
+                PublishedFile(
+                    key=output_key(output.name, run.as_of, attempt, number),
+                    bytes=file.num_bytes,
+                    sha256=file.sha256,
+                    rows=file.rows,
+                ),
+            )
+            for number, file in enumerate(output.files)
+        )
+        _tell(run, output.name, files)
+        yield output, files
+
+
+def _upload(store: Store, source: Path, target: FileT) -> FileT:
+    try:
+        store.put_once(target.key, source)
+    except ObjectExists:
+        log.info("%s is there already: an answer got lost, reading it back", target.key)
+    verify_part(store, target)
+    return target
+
+
+def _tell(run: Run, what: str, files: Sequence[PublishedFile]) -> None:
+    num_bytes = sum(file.bytes for file in files)
+    log.info("%s: uploaded and read back %s in %d files, %.1f MB", run.as_of, what, len(files), num_bytes / 1e6)
 
 
 def _published(store: Store, manifest: Manifest, *, already: bool) -> Published:

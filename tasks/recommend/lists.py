@@ -1,6 +1,6 @@
-"""Everybody's K items as rows of output format 1, some people at a time.
+"""Everybody's K items as rows of output format 2, some people at a time.
 
-user_id and item_id as they came, rank int32 from 1, score float32, tier string; sorted by user_id, rank.
+user_id and item_id as they came, rank int32 from 1, score float32, tier string, reasons; sorted by user_id, rank.
 
 tier is a property of the row. graph: the served fit's score. popular: how many people like the item; for users
 without a trained row, and behind a list whose user has met nearly everything that the graph knows. Scores are
@@ -62,6 +62,7 @@ class Everybody:
         tables = load_tables(sources.served_path)
         self.has_row_U = liked.counts() > 0
         self.popularity_I = popularity(liked, sources.num_items)
+        self.reason = pl.Struct({"kind": pl.String, "item_id": self.item_ids.dtype, "share": pl.Float32})
         self.scorer = InnerProduct(
             tables["user_UD"], tables["item_ID"], rows_where(self.has_row_U), self.popularity_I > 0
         )
@@ -90,6 +91,7 @@ class Everybody:
                 "item_id": self.item_ids.gather(block.item_BK[line, column]),
                 "score": pl.Series(block.score_BK[line, column].astype(np.float32)),
                 "tier": tier,
+                "reasons": pl.Series([[]] * len(line), dtype=pl.List(self.reason)),
             }
         )
 

@@ -16,6 +16,8 @@ from tasks.contracts import (
     Fitted,
     Measured,
     ModelScore,
+    Output,
+    OutputFile,
     Part,
     Published,
     Recommendations,
@@ -38,6 +40,8 @@ def shared_data() -> Path:
 
 NUM_USERS = 6  # in two files of three
 K = 4
+REASONS = [{"kind": "liked", "item_id": "item 1/0", "share": 0.5}]
+REASONS_TYPE = pl.List(pl.Struct({"kind": pl.String, "item_id": pl.String, "share": pl.Float32}))
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ def make_night(tmp_path: Path) -> Callable[..., Night]:
             k=K,
             users=NUM_USERS,
             rows=NUM_USERS * K,
-            rows_by_tier={"model": NUM_USERS * K},
+            rows_by_tier={"graph": NUM_USERS * K},
             users_without_a_trained_row=0,
             short_lists=0,
             catalogue=9,
+            outputs=_outputs(folder, mark) if changes.get("outputs") else (),
         )
         return Night(run, fitted, _evaluation(), recommendations, verdict)
 
@@ -105,12 +110,39 @@ def _write_part(folder: Path, number: int, mark: float) -> Part:
             "rank": pl.Series(list(range(1, K + 1)) * 3, dtype=pl.Int32),
             "item_id": [f"item {user}/{row}" for row, user in enumerate(users)],
             "score": pl.Series([mark] * len(users), dtype=pl.Float32),
-            "tier": "model",
+            "tier": "graph",
+            "reasons": pl.Series([REASONS] * len(users), dtype=REASONS_TYPE),
         }
     )
     path = folder / f"part-{number:05d}.parquet"
     rows.write_parquet(path)
     return Part(str(path), rows.height, 3, path.stat().st_size, file_sha256(path))
+
+
+def _outputs(folder: Path, mark: float) -> tuple[Output, ...]:
+    """Similar items in two files, and one with the items' embeddings."""
+    items = ["a", "b", "c", "d"]
+    similar = pl.DataFrame(
+        {
+            "item_id": [item for item in items for _ in range(3)],
+            "rank": pl.Series([1, 2, 3] * 4, dtype=pl.Int32),
+            "similar_item_id": [other for item in items for other in items if other != item],
+            "score": pl.Series([mark] * 12, dtype=pl.Float32),
+        }
+    )
+    embeddings = pl.DataFrame(
+        {"item_id": items, "embedding": pl.Series([[mark, 1.0]] * 4, dtype=pl.Array(pl.Float32, 2))}
+    )
+    return (
+        Output("similar_items", (_write_output(folder, similar[:6], 0), _write_output(folder, similar[6:], 1))),
+        Output("item_embeddings", (_write_output(folder, embeddings, 2),)),
+    )
+
+
+def _write_output(folder: Path, rows: pl.DataFrame, number: int) -> OutputFile:
+    path = folder / f"output-{number}.parquet"
+    rows.write_parquet(path)
+    return OutputFile(str(path), len(rows), path.stat().st_size, file_sha256(path))
 
 
 def _evaluation() -> Evaluation:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tasks.contracts import LATEST_KEY
@@ -48,7 +49,15 @@ def test_a_published_night_says_everything_about_itself(make_night, store_uri):
     assert manifest["files"] == list(published.files)
     assert manifest["files"][1] == f"{store.uri}/recs/dt=2026-11-23/run=20261124T031205Z-7f3a9c1e/part-00001.parquet"
     assert manifest["output_schema"][0] == {"name": "user_id", "type": "int64"}
-    assert {column["type"] for column in manifest["output_schema"]} == {"int64", "int32", "string", "float32"}
+    assert [column["type"] for column in manifest["output_schema"]] == [
+        "int64",
+        "int32",
+        "string",
+        "float32",
+        "string",
+        "list<struct<kind: string, item_id: string, share: float32>>",
+    ]
+    assert (manifest["output_format"], manifest["outputs"]) == (2, {})
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"] == published.rows == 24
     assert sum(part["users"] for part in manifest["parts"]) == manifest["users"] == 6
     assert manifest["metrics"]["lightgcn_test_recall_at_20"] == published.metrics["lightgcn_test_recall_at_20"] == 0.3
@@ -215,6 +224,80 @@ def test_files_that_are_not_what_was_counted_are_not_published(make_night, store
     with pytest.raises(CountsDisagree, match="23"):
         another.publish()
     assert commits(store_uri) == []
+
+
+# ---- what is published beside the lists
+
+
+def test_outputs_stand_in_the_same_commit_and_never_among_the_files_of_the_lists(make_night, store_uri):
+    published = make_night(store_uri, outputs=True).publish(attempt="one")
+    store = open_store(store_uri)
+    manifest = json.loads(store.read(LATEST_KEY)[0])
+    similar = manifest["outputs"]["similar_items"]
+    assert list(manifest["outputs"]) == ["item_embeddings", "similar_items"]
+    assert similar["files"] == [
+        f"{store.uri}/outputs/similar_items/dt=2026-11-23/run=one/part-0000{n}.parquet" for n in (0, 1)
+    ]
+    assert [part["rows"] for part in similar["parts"]] == [6, 6]
+    assert similar["rows"] == 12
+    assert [column["type"] for column in similar["output_schema"]] == ["string", "int32", "string", "float32"]
+    assert manifest["outputs"]["item_embeddings"]["output_schema"][1] == {"name": "embedding", "type": "float32[2]"}
+    assert manifest["files"] == list(published.files)
+    assert len(published.files) == 2
+    assert manifest["rows"] == 24
+    lists_alone = {Path(stored.key).parent.as_posix() for stored in store.list("recs")}
+    assert lists_alone == {"recs/dt=2026-11-23/run=one"}, "a reader of the whole folder finds lists alone"
+
+
+def test_a_night_that_died_after_its_outputs_and_before_its_commit_was_never_there(make_night, store_uri, monkeypatch):
+    make_night(store_uri, as_of=date(2026, 11, 22), mark=1.0, outputs=True).publish()
+    with monkeypatch.context() as broken:
+        broken.setattr(night, "commit", die)
+        with pytest.raises(KeyboardInterrupt):
+            make_night(store_uri, mark=2.0, outputs=True).publish()
+    live = open_latest(store_uri, verify=True)
+    assert live.output("similar_items").collect()["score"].unique().to_list() == [1.0]
+    make_night(store_uri, mark=2.0, outputs=True).publish()
+    live = open_latest(store_uri, verify=True)
+    assert live.output("similar_items").collect()["score"].unique().to_list() == [2.0]
+    assert live.scan().collect()["score"].unique().to_list() == [2.0]
+
+
+def test_an_output_that_arrives_changed_is_never_committed(make_night, fault_proxy, s3_store):
+    fault_proxy.fault = lambda request: "flip a byte" if request.conditional and "embeddings" in request.path else None
+    with pytest.raises(UploadCorrupt, match="item_embeddings"):
+        make_night(s3_store, outputs=True).publish()
+    assert commits(s3_store) == []
+
+
+def test_a_table_with_a_wrong_column_is_refused_before_anything_is_uploaded(make_night, store_uri):
+    for break_it in (
+        lambda rows: rows.drop("reasons"),
+        lambda rows: rows.cast({"rank": pl.Int64}),
+        lambda rows: rows.with_columns(more=1),
+        lambda rows: rows.with_columns(pl.lit(None, pl.List(pl.Int64)).alias("reasons")),
+        lambda rows: rows.with_columns(pl.col("reasons").list.eval(pl.element().struct.with_fields(item_id=1))),
+    ):
+        one = make_night(store_uri)
+        for part in one.recommendations.parts:
+            break_it(pl.read_parquet(part.path)).write_parquet(part.path)
+        with pytest.raises(GateRefused, match="output format 2, user_id, rank, item_id, score, tier, reasons"):
+            one.publish()
+    another = make_night(store_uri, outputs=True)
+    for file in another.recommendations.outputs[1].files:
+        pl.read_parquet(file.path).cast({"embedding": pl.List(pl.Float32)}).write_parquet(file.path)
+    with pytest.raises(GateRefused, match="files of item_embeddings"):
+        another.publish()
+    assert open_store(store_uri).list("") == []
+
+
+def test_a_manifest_of_format_1_is_read_as_a_night_without_outputs(make_night, store_uri):
+    make_night(store_uri).publish()
+    content = json.loads(open_store(store_uri).read(LATEST_KEY)[0])
+    del content["outputs"]
+    content["output_format"] = 1
+    manifest = parse_manifest(json.dumps(content).encode(), "here")
+    assert (manifest.output_format, manifest.outputs) == (1, {})
 
 
 # ---- faults on the way to S3

@@ -1,4 +1,4 @@
-"""Everybody's list as it lands on the disk: K distinct unseen items, best first, in format 1."""
+"""Everybody's list as it lands on the disk: K distinct unseen items, best first, in format 2."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -91,11 +91,11 @@ def test_rows_are_sorted_by_user_and_rank_through_all_parts(recommendations: Rec
     assert rows.equals(rows.sort("user_id", "rank"))
 
 
-def test_the_columns_are_those_of_format_1(recommendations: Recommendations, integer_ids: bool) -> None:
+def test_the_columns_are_those_of_format_2(recommendations: Recommendations, integer_ids: bool) -> None:
     ids = "int64" if integer_ids else "large_string"
     schema = pq.read_schema(recommendations.parts[0].path)
     types = {field.name: str(field.type) for field in schema}
-    assert list(types) == ["user_id", "rank", "item_id", "score", "tier"]
+    assert list(types) == ["user_id", "rank", "item_id", "score", "tier", "reasons"]
     assert types["user_id"] in (ids, "string")
     assert types["item_id"] == types["user_id"]
     assert (types["user_id"] == "int64") == integer_ids
