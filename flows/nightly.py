@@ -37,12 +37,12 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
             clear_work_folder(run)  # it may have been killed after its commit
             return report_unchanged(earlier)
         interactions = ingest(run)
-        read_tables(run, interactions)
+        tables = read_tables(run, interactions)
         graph = build_graph(run, interactions)
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve
         evaluation = evaluate(run, graph, fitted)
-        recommendations = recommend(run, graph, fitted)
-        verdict = judge(run, graph, evaluation, recommendations)
+        recommendations = recommend(run, graph, fitted, tables)
+        verdict = judge(run, graph, tables, evaluation, recommendations)
         published = None
         try:
             check_gate(verdict)  # GateRefused: the live recommendations stay

@@ -166,6 +166,40 @@ class RecommendConfig(_Settings):
         "kept.",
     )
 
+    seen_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="What somebody met within so many days is not recommended to them. None: whatever they ever met.",
+    )
+    at_most_per_category: int | None = Field(
+        None, ge=1, le=1000, description="Items of one category in a list, by the categories of the items table."
+    )
+    min_item_age_days: int | None = Field(
+        None,
+        ge=0,
+        le=36_500,
+        description="Younger items are not recommended. An item is born when the items table says, else with its "
+        "first event.",
+    )
+    max_item_age_days: int | None = Field(None, ge=0, le=36_500, description="Older items are not recommended.")
+    popular_half_life_days: float | None = Field(
+        30.0,
+        gt=0.0,
+        le=36_500.0,
+        description="For what is popular a like of so many days ago counts half. None: all likes count the same.",
+    )
+    reasons: int = Field(3, ge=0, le=3, description="Reasons for each recommended item, at most.")
+
+    @model_validator(mode="after")
+    def _some_age_is_allowed(self) -> "RecommendConfig":
+        youngest, oldest = self.min_item_age_days, self.max_item_age_days
+        if youngest is not None and oldest is not None and youngest > oldest:
+            raise ValueError(
+                "recommend.min_item_age_days is above recommend.max_item_age_days: no item has such an age"
+            )
+        return self
+
 
 class GateConfig(_Settings):
     model_config = ConfigDict(title="Gate")

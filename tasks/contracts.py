@@ -10,6 +10,9 @@ from datetime import date, datetime
 from tasks.config import NightlyConfig
 
 LATEST_KEY = "_meta/LATEST.json"  # the one place where readers look
+TIERS = ("graph", "fold_in", "segment", "popular")  # in the order in which they follow each other within a list
+# What keeps an item out of a list (tasks/recommend/rules.py); the first that does counts.
+RULES = ("seen", "blocked", "unavailable", "unlisted", "too_new", "too_old", "segment", "category")
 
 
 @dataclass(frozen=True)

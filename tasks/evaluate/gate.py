@@ -4,26 +4,16 @@ The list checks read the files that would be published, not the arrays they came
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from models.graph import Csr
 from tasks.config import GateConfig
-from tasks.contracts import Check, Evaluation, Recommendations, Verdict
+from tasks.contracts import TIERS, Check, Evaluation, Recommendations, Verdict
 from tasks.errors import GateRefused
-
-TIERS = ("graph", "popular")  # in the order in which they may follow each other within a list
-
-
-@dataclass(frozen=True)
-class Known:
-    """What lists are held against: the ids by row, and everything each user has met."""
-
-    user_ids: pl.Series
-    item_ids: pl.Series
-    seen: Csr
+from tasks.evaluate.allowed import CELLS_AT_ONCE, Known
 
 
 def judge_night(
@@ -47,7 +37,8 @@ def refuse_unless_passed(verdict: Verdict) -> None:
     failed = [check for check in verdict.checks if not check.passed]
     nothing_to_give = [check.gate for check in failed] == ["lists: somebody gets something"]
     what_to_do = (
-        "Everybody has met the whole catalogue: wait for new items, or read fewer days of events."
+        "Nobody is left an item that they have not met and that the rules allow: wait for new items, look at items/ "
+        "and the settings of recommend, or recommend what was met long ago with recommend.seen_days."
         if nothing_to_give
         else "To publish anyway, run again with gate.override='popularity' and gate.override_reason."
         if all(check.gate == "popularity" for check in failed)
@@ -77,14 +68,15 @@ def check_popularity(metric: str, evaluation: Evaluation) -> Check:
 
 
 def check_lists(recommendations: Recommendations, known: Known) -> list[Check]:
-    """Finite scores, known ids, whole and ordered lists, no repeated and no seen item, nobody left out."""
+    """Finite scores, known ids, whole and ordered lists, no repeated and no forbidden item, nobody left out."""
     faults: dict[str, int] = {}
-    users_met = np.zeros(len(known.user_ids), dtype=bool)
+    met_P = np.zeros(len(known.people), dtype=bool)
+    expected_P = np.minimum(recommendations.k, known.num_allowed())
     for part in recommendations.parts:
-        for name, count in _faults_of(pl.read_parquet(part.path), recommendations.k, known, users_met):
+        for name, count in _faults_of(pl.read_parquet(part.path), expected_P, known, met_P):
             faults[name] = faults.get(name, 0) + count
-    faults["users without a list"] = int((~users_met & (_expected_length(recommendations.k, known) > 0)).sum())
-    rows = f"{recommendations.rows:,} rows for {len(known.user_ids):,} users and {len(known.item_ids):,} items"
+    faults["users without a list"] = int((~met_P & (expected_P > 0)).sum())
+    rows = f"{recommendations.rows:,} rows for {len(known.people):,} users and {known.num_items:,} items"
     empty = Check("lists: somebody gets something", recommendations.rows > 0, rows)
     return [
         empty,
@@ -92,21 +84,19 @@ def check_lists(recommendations: Recommendations, known: Known) -> list[Check]:
     ]
 
 
-def _expected_length(k: int, known: Known) -> np.ndarray:
-    """K, or all that is left of the catalogue."""
-    return np.minimum(k, len(known.item_ids) - known.seen.counts())
-
-
-def _faults_of(lists: pl.DataFrame, k: int, known: Known, users_met: np.ndarray) -> Iterator[tuple[str, int]]:
-    rows = lists.join(_rows("user", known.user_ids), on="user_id", how="left", maintain_order="left")
-    rows = rows.join(_rows("item", known.item_ids), on="item_id", how="left", maintain_order="left")
+def _faults_of(
+    lists: pl.DataFrame, expected_P: np.ndarray, known: Known, met_P: np.ndarray
+) -> Iterator[tuple[str, int]]:
+    people = known.people.with_row_index("user_index").cast({"user_index": pl.Int64})
+    items = known.items.with_row_index("item_index").cast({"item_index": pl.Int64})
+    rows = lists.join(people, on="user_id", how="left", maintain_order="left")
+    rows = rows.join(items, on="item_id", how="left", maintain_order="left")
     unknown = rows.filter(pl.col("user_index").is_null() | pl.col("item_index").is_null())
     yield "rows with an unknown user or item", len(unknown)
     rows = rows.filter(pl.col("user_index").is_not_null() & pl.col("item_index").is_not_null())
-    user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     yield "scores that are not finite", int((~np.isfinite(lists["score"].to_numpy())).sum())
     yield "items that stand twice in a list", len(rows) - rows.select("user_id", "item_id").n_unique()
-    yield "items that the user has met", _count_seen(user, item, known)
+    yield from _forbidden(rows, known)
     tier = pl.col("tier").replace_strict({name: order for order, name in enumerate(TIERS)}, default=None)
     ordered = rows.with_columns(tier_order=tier)
     same_user = pl.col("user_index") == pl.col("user_index").shift(1)
@@ -121,23 +111,55 @@ def _faults_of(lists: pl.DataFrame, k: int, known: Known, users_met: np.ndarray)
     out_of_order = (pl.col("user_id") < pl.col("user_id").shift(1)) | (same_user & does_not_follow)
     yield "rows out of order", ordered.select((out_of_order | pl.col("rank").is_null()).sum()).item()
     lengths = rows.group_by("user_index").agg(pl.len(), pl.col("rank").min()).sort("user_index")
-    listed = lengths["user_index"].to_numpy()
-    wrong = (lengths["len"].to_numpy() != _expected_length(k, known)[listed]) | (lengths["rank"].to_numpy() != 1)
+    listed, length = lengths["user_index"].to_numpy(), lengths["len"].to_numpy()
+    wrong = (length != expected_P[listed]) | (lengths["rank"].to_numpy() != 1)
+    if known.settings.at_most_per_category is not None:
+        wrong &= ~((length < expected_P[listed]) & _as_long_as_the_cap_lets_be(rows, listed, known))
     yield "lists of a wrong length", int(wrong.sum())
-    yield "users in two files", int(users_met[listed].sum())
-    yield "files out of order", int(len(listed) > 0 and users_met[listed[0] + 1 :].any())  # rows are in id order
-    users_met[listed] = True
+    yield "users in two files", int(met_P[listed].sum())
+    yield "files out of order", int(len(listed) > 0 and met_P[listed[0] + 1 :].any())  # rows are in id order
+    met_P[listed] = True
 
 
-def _rows(name: str, ids: pl.Series) -> pl.DataFrame:
-    return pl.DataFrame({f"{name}_id": ids}).with_row_index(f"{name}_index").cast({f"{name}_index": pl.Int64})
+def _forbidden(rows: pl.DataFrame, known: Known) -> Iterator[tuple[str, int]]:
+    """Rows that break a rule, rule by rule. None of it can be overridden."""
+    user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
+    yield "items that the user has met", _count_among(known.met, user, item, known.num_items)
+    yield "items that are blocked for the user", _count_among(known.blocked, user, item, known.num_items)
+    for rule, broken in known.forbidden_items().items():
+        yield f"items that are forbidden: {rule}", int(rows.select(broken.sum()).item() or 0)
+    at_most = known.settings.at_most_per_category
+    if at_most is not None:
+        of_category = rows.explode("categories").drop_nulls("categories").group_by("user_index", "categories").len()
+        yield "categories with too many items in a list", int((of_category["len"] > at_most).sum())
 
 
-def _count_seen(user: np.ndarray, item: np.ndarray, known: Known) -> int:
+def _count_among(pairs: Csr, user: np.ndarray, item: np.ndarray, num_items: int) -> int:
     users = np.unique(user)
-    position, seen_item = known.seen.rows_of(users)
-    num_items = len(known.item_ids)
-    met = users[position] * np.int64(num_items) + seen_item  # ascending
+    position, has_item = pairs.rows_of(users)
+    have = users[position] * np.int64(num_items) + has_item  # ascending
     asked = user * np.int64(num_items) + item
-    found = np.minimum(np.searchsorted(met, asked), len(met) - 1)
-    return int((met[found] == asked).sum()) if len(met) else 0
+    found = np.minimum(np.searchsorted(have, asked), len(have) - 1)
+    return int((have[found] == asked).sum()) if len(have) else 0
+
+
+def _as_long_as_the_cap_lets_be(rows: pl.DataFrame, listed: np.ndarray, known: Known) -> np.ndarray:
+    """(listed,) whether no allowed item is left that has room in all its categories."""
+    at_most = known.settings.at_most_per_category
+    categories = known.items.select("categories").with_row_index("item").explode("categories").drop_nulls()
+    number = (categories["categories"].rank("dense").cast(pl.Int64) - 1).to_numpy()
+    shape = (known.num_items, int(number.max()) + 1 if len(number) else 1)
+    has_IC = sp.csr_matrix((np.ones(len(number), np.int32), (categories["item"].to_numpy(), number)), shape=shape)
+    full = np.zeros(len(listed), dtype=bool)
+    line, item = np.searchsorted(listed, rows["user_index"].to_numpy()), rows["item_index"].to_numpy()
+    size = max(1, CELLS_AT_ONCE // known.num_items)
+    for start in range(0, len(listed), size):
+        of_some = (line >= start) & (line < start + size)
+        some = listed[start : start + size]
+        place = (line[of_some] - start, item[of_some])
+        stands_BI = sp.csr_matrix((np.ones(of_some.sum(), np.int32), place), shape=(len(some), known.num_items))
+        full_BC = (stands_BI @ has_IC).toarray() >= at_most
+        left_BI = known.allowed(some) & ~(full_BC @ has_IC.T.astype(bool))
+        left_BI[place] = False
+        full[start : start + size] = ~left_BI.any(axis=1)
+    return full

@@ -1,16 +1,15 @@
 """The judged fit and its rivals in, figures out; then figures and finished lists in, a verdict out."""
 
 import logging
-from pathlib import Path
 
 from prefect import task
 
-from models.graph import load_csr
-from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Verdict
+from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Tables, Verdict
 from tasks.errors import is_worth_a_retry
-from tasks.evaluate.gate import Known, judge_night, refuse_unless_passed
+from tasks.evaluate.allowed import read_known
+from tasks.evaluate.gate import judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
-from tasks.run import finish_stage, read_ids
+from tasks.run import finish_stage
 
 BLOCK_SHARE = 8  # of the memory, for a block of scores: beside it stand the rivals
 log = logging.getLogger("nightgraph.evaluate")
@@ -45,16 +44,17 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
-def judge(run: Run, graph: Graph, evaluation: Evaluation, recommendations: Recommendations) -> Verdict:
+def judge(run: Run, graph: Graph, tables: Tables, evaluation: Evaluation, recommendations: Recommendations) -> Verdict:
     """Every check of the gate, on the evaluation and on the finished files."""
-    user_ids, item_ids = read_ids(Path(graph.folder))
-    known = Known(user_ids, item_ids, load_csr(graph.folder, "seen_all"))
+    settings = run.config.recommend
     return finish_stage(
         run,
         "judge",
         Verdict,
-        lambda folder: judge_night(run.config.gate, evaluation, recommendations, known),
-        inputs=(evaluation.fingerprint, recommendations.fingerprint, run.config.gate),
+        lambda folder: judge_night(
+            run.config.gate, evaluation, recommendations, read_known(graph.folder, tables, settings, run.as_of)
+        ),
+        inputs=(evaluation.fingerprint, recommendations.fingerprint, tables.fingerprint, run.config.gate, settings),
     )
 
 

@@ -5,6 +5,8 @@ liked_validation, liked_test       CSR of the likes that choose the epochs, and 
 seen_before_validation, _test      CSR of what a user had met before: left out of the lists that are judged
 seen_all                           CSR of everything a user has met: left out of the lists that are served
 adjacency_train, adjacency_all     the normalised graphs of the two fits
+seen_at, liked_at                  the latest event of each entry of seen_all and liked_all, microseconds since 1970 UTC
+item_first_seen                    each item's first event, likewise
 item_rank                          each item row's place in the order of ids: equal scores are ordered by it
 """
 
@@ -36,11 +38,20 @@ def write_graph(parted: pl.DataFrame, folder: Path, *, num_users: int, num_items
     }
     for name, arrays in interactions.items():
         save_arrays(folder, name, arrays)
+    _save_times(parted, folder)
     for fit in ("train", "all"):
         save_arrays(folder, f"adjacency_{fit}", normalised_adjacency(interactions[f"liked_{fit}"], num_items))
     # Rows are numbered in the order of ids today; readers of this array need not know that.
     np.save(folder / "item_rank.npy", np.arange(num_items, dtype=np.int32))
     return _fingerprint(folder)
+
+
+def _save_times(parted: pl.DataFrame, folder: Path) -> None:
+    by_pair = parted.sort("user_index", "item_index")  # the order of a CSR's entries
+    np.save(folder / "seen_at.npy", by_pair["timestamp_us"].to_numpy())
+    np.save(folder / "liked_at.npy", by_pair.filter("liked")["timestamp_us"].to_numpy())
+    first = parted.group_by("item_index").agg(pl.col("first_seen_us").min()).sort("item_index")
+    np.save(folder / "item_first_seen.npy", first["first_seen_us"].to_numpy())
 
 
 def _fingerprint(folder: Path) -> str:

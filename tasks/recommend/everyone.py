@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tasks import errors
 from tasks.config import RecommendConfig
-from tasks.contracts import Fitted, Graph, Recommendations
+from tasks.contracts import Fitted, Graph, Recommendations, Tables
 from tasks.errors import DiskFull, NightError, RanksLost
 from tasks.ranks import Launch, Work, read_json, run_ranks
 from tasks.recommend.lists import Sources
@@ -31,21 +32,31 @@ def recommend_everyone(
     settings: RecommendConfig,
     folder: Path,
     *,
+    tables: Tables | None = None,
+    as_of: date | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Recommendations:
     """Parts in order of user id, written by `settings.ranks` processes; shards that an earlier try finished are kept.
 
     The bytes do not depend on ranks, threads, or on how often the night was killed. Raises RunConfigError,
-    ModelNotFinite, DiskFull, RanksLost.
+    ModelNotFinite, NothingAllowed, DiskFull, RanksLost. No tables: the store has none. No date: the day after the last
+    event.
     """
-    sources = Sources.of(graph, fitted, settings)
+    sources = Sources.of(graph, fitted, settings, tables, as_of)
     ranks = settings.ranks or 1
     cores = os.cpu_count() or 1
     threads = max(1, cores // ranks)
     memory = plan_memory(sources, settings, threads=threads)
     spec = Spec(
         folder=str(folder),
-        key=fingerprint_of(code_version(), graph.fingerprint, fitted.fingerprint, settings.model_dump(exclude=WHERE)),
+        key=fingerprint_of(
+            code_version(),
+            graph.fingerprint,
+            fitted.fingerprint,
+            tables.fingerprint if tables else "",
+            sources.as_of,
+            settings.model_dump(exclude=WHERE),
+        ),
         users_per_shard=memory.users_per_shard,
         list_length=memory.list_length,
         block_bytes=memory.block_bytes,
@@ -65,7 +76,7 @@ def recommend_everyone(
 
 def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recommendations:
     folder = Path(spec.folder)
-    counts: Counts = {"rows_by_tier": {"graph": 0, "popular": 0}}
+    counts: Counts = {name: {} for name in ("rows_by_tier", "users_by_tier", "removed_by_rule", "short_by_reason")}
     parts = []
     for shard in spec.shards:
         sealed = finished_shard(folder, shard, spec.key)
@@ -85,8 +96,12 @@ def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recomme
         rows=sum(part.rows for part in parts),
         rows_by_tier=counts["rows_by_tier"],
         users_without_a_trained_row=counts["users"]["without_a_trained_row"],
-        short_lists=counts["users"]["with_a_short_list"],
+        short_lists=sum(counts["short_by_reason"].values()),
         catalogue=sources.num_items,
+        people=sources.num_people,
+        users_by_tier=counts["users_by_tier"],
+        removed_by_rule=counts["removed_by_rule"],
+        short_by_reason=counts["short_by_reason"],
     )
 
 

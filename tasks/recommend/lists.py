@@ -1,14 +1,11 @@
-"""Everybody's K items as rows of output format 2, some people at a time.
+"""Everybody's K items, some people at a time: people, rules, tiers and reasons put together.
 
-user_id and item_id as they came, rank int32 from 1, score float32, tier string, reasons; sorted by user_id, rank.
-
-tier is a property of the row. graph: the served fit's score. popular: how many people like the item; for users
-without a trained row, and behind a list whose user has met nearly everything that the graph knows. Scores are
-comparable within a user and a tier only.
+What is in a row says rows.py, who may get what rules.py, what is popular tiers.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,20 @@ import numpy as np
 import polars as pl
 
 from models.graph import load_csr
-from models.rivals import popularity
-from models.scorers import InnerProduct, for_everybody, rows_where
+from models.reasons import histories_of, reasons
+from models.scorers import InnerProduct, Scorer
 from models.selection import NO_ITEM
 from models.topk import Lists, top_k
-from tasks.contracts import Fitted, Graph
+from tasks.config import RecommendConfig
+from tasks.contracts import TIERS, Fitted, Graph, Tables
+from tasks.recommend.rows import KINDS, Why, counts_of, rows_of
+from tasks.recommend.rules import read_people, read_rules
 from tasks.recommend.served import load_tables
 from tasks.recommend.shards import Counts
+from tasks.recommend.tiers import popular_in_segments, popular_of_everybody, weight_of_likes
 from tasks.run import read_ids
+
+GRAPH, FOLD_IN, SEGMENT, POPULAR = range(len(TIERS))
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,32 @@ class Sources:
 
     graph_folder: str
     served_path: str
+    tables_folder: str
+    table_rows: dict[str, int]
+    as_of: str
+    settings: dict[str, Any]  # of RecommendConfig
     num_people: int
     num_items: int
     k: int
 
     @classmethod
-    def of(cls, graph: Graph, fitted: Fitted, settings: Any) -> "Sources":
-        return cls(graph.folder, fitted.served_path, graph.num_users, graph.num_items, settings.k)
+    def of(
+        cls, graph: Graph, fitted: Fitted, settings: RecommendConfig, tables: Tables | None, as_of: date | None
+    ) -> "Sources":
+        """No tables: the store has none. No date: the day after the last event."""
+        tables = tables or Tables("", "", {}, {})
+        last_us = int(np.load(Path(graph.folder) / "seen_at.npy", mmap_mode="r").max())
+        return cls(
+            graph_folder=graph.folder,
+            served_path=fitted.served_path,
+            tables_folder=tables.folder,
+            table_rows=tables.rows,
+            as_of=(as_of or datetime.fromtimestamp(last_us // 1_000_000, UTC).date() + timedelta(days=1)).isoformat(),
+            settings=settings.model_dump(mode="json"),
+            num_people=len(read_people(graph.folder, tables)) if "users" in tables.rows else graph.num_users,
+            num_items=graph.num_items,
+            k=settings.k,
+        )
 
 
 @dataclass(frozen=True)
@@ -51,56 +73,79 @@ class Listed:
 
 
 class Everybody:
-    """What all lists are made of, opened once a process."""
+    """What all lists are made of, opened once a process. Raises ModelNotFinite and NothingAllowed."""
 
     def __init__(self, sources: Sources) -> None:
-        self.k = sources.k
-        liked, self.seen = load_csr(sources.graph_folder, "liked_all"), load_csr(sources.graph_folder, "seen_all")
-        self.user_ids, self.item_ids = read_ids(Path(sources.graph_folder))
-        self.item_rank_I = np.load(Path(sources.graph_folder) / "item_rank.npy")
-        self.by_id = self.user_ids.arg_sort().to_numpy().astype(np.int64)
-        tables = load_tables(sources.served_path)
-        self.has_row_U = liked.counts() > 0
-        self.popularity_I = popularity(liked, sources.num_items)
-        self.reason = pl.Struct({"kind": pl.String, "item_id": self.item_ids.dtype, "share": pl.Float32})
-        self.scorer = InnerProduct(
-            tables["user_UD"], tables["item_ID"], rows_where(self.has_row_U), self.popularity_I > 0
-        )
+        self.k, folder = sources.k, sources.graph_folder
+        settings = RecommendConfig.model_construct(**sources.settings)  # they were checked when the night was opened
+        as_of = date.fromisoformat(sources.as_of)
+        tables = Tables(sources.tables_folder, "", sources.table_rows, {})
+        _, self.item_ids = read_ids(Path(folder))
+        self.item_rank_I = np.load(Path(folder) / "item_rank.npy")
+        self.people = read_people(folder, tables)
+        self.rules = read_rules(folder, tables, self.people, settings, as_of)
+        self.at_most_reasons = settings.reasons
+
+        served = load_tables(sources.served_path)
+        liked = load_csr(folder, "liked_all")
+        trained_P = (self.people.row_P >= 0) & (liked.counts()[self.people.row_P] > 0)
+        row_P = np.where(trained_P, self.people.row_P, -1)
+        is_liked_I = np.bincount(liked.indices, minlength=sources.num_items) > 0
+        self.graph = InnerProduct(served["user_UD"], served["item_ID"], row_P, is_liked_I)
+        self.histories = histories_of(liked, scale_U=served["scale_U"], hop_ID=served["hop_ID"])
+
+        weight_E = weight_of_likes(np.load(Path(folder) / "liked_at.npy"), as_of, settings.popular_half_life_days)
+        liked_P = self.people.spread(liked)
+        self.popular = {POPULAR: popular_of_everybody(liked_P, weight_E, sources.num_items)}
+        if self.people.segments:
+            in_segments = popular_in_segments(liked_P, weight_E, sources.num_items, self.people)
+            self.popular = {SEGMENT: in_segments, **self.popular}
+        self.tiers: dict[int, Scorer] = {GRAPH: self.graph} | {t: found.scores for t, found in self.popular.items()}
 
     def lists(self, start: int, stop: int, *, block_bytes: int, threads: int | None) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
+        tier_at = np.array([*self.tiers, NO_ITEM], dtype=np.int8)
         for block in top_k(
-            [self.scorer, for_everybody(self.popularity_I, len(self.has_row_U))],
-            users=self.by_id[start:stop],
-            excluded=self.seen,
+            list(self.tiers.values()),
+            users=np.arange(start, stop),
             k=self.k,
+            excluded=self.rules.excluded,
             item_rank_I=self.item_rank_I,
+            allowed=self.rules.allowed,
+            cap=self.rules.cap,
+            wishes=True,
             block_bytes=block_bytes,
             threads=threads,
         ):
-            rows = self._rows(block)
-            yield Listed(rows, len(block.users), self._counts(block, rows))
+            named = replace(block, tier_BK=tier_at[block.tier_BK])
+            rows = rows_of(named, self._why(named, threads), self.people.user_ids, self.item_ids)
+            yield Listed(rows, len(block.users), self._counts(named))
 
-    def _rows(self, block: Lists) -> pl.DataFrame:
-        line, column = np.nonzero(block.item_BK != NO_ITEM)
-        tier = pl.Series("tier", np.where(block.tier_BK[line, column] == 1, "popular", "graph"), dtype=pl.String)
-        return pl.DataFrame(
-            {
-                "user_id": self.user_ids.gather(block.users[line]),
-                "rank": pl.Series((column + 1).astype(np.int32)),
-                "item_id": self.item_ids.gather(block.item_BK[line, column]),
-                "score": pl.Series(block.score_BK[line, column].astype(np.float32)),
-                "tier": tier,
-                "reasons": pl.Series([[]] * len(line), dtype=pl.List(self.reason)),
-            }
-        )
+    def _why(self, block: Lists, threads: int | None) -> Why:
+        why = Why.nothing((*block.item_BK.shape, self.at_most_reasons))
+        if not self.at_most_reasons:
+            return why
+        for tier, popular in self.popular.items():
+            line, column = np.nonzero(block.tier_BK == tier)
+            why.kind_BKR[line, column] = KINDS.index(TIERS[tier])
+            why.share_BKR[line, column, 0] = popular.shares(block.users[line], block.score_BK[line, column])
+        lines = np.flatnonzero((block.tier_BK == GRAPH).any(axis=1))
+        if len(lines):
+            own_bK = block.tier_BK[lines] == GRAPH
+            found = reasons(
+                self.histories,
+                self.graph.row_U[block.users[lines]],
+                np.where(own_bK, block.item_BK[lines], NO_ITEM).astype(np.int32),
+                np.where(own_bK, block.score_BK[lines], 0.0).astype(np.float32),
+                self.graph.item_ID,
+                at_most=self.at_most_reasons,
+                threads=threads,
+            )
+            why.kind_BKR[lines] = np.where(own_bK[..., None], KINDS.index("liked"), why.kind_BKR[lines])
+            why.item_BKR[lines] = np.where(own_bK[..., None], found.item_BKR, why.item_BKR[lines])
+            why.share_BKR[lines] = np.where(own_bK[..., None], found.share_BKR, why.share_BKR[lines])
+        return why
 
-    def _counts(self, block: Lists, rows: pl.DataFrame) -> Counts:
-        lengths = (block.item_BK != NO_ITEM).sum(axis=1)
-        return {
-            "rows_by_tier": dict(rows.group_by("tier").len().sort("tier").iter_rows()),
-            "users": {
-                "without_a_trained_row": int((~self.has_row_U[block.users]).sum()),
-                "with_a_short_list": int((lengths < self.k).sum()),
-            },
-        }
+    def _counts(self, block: Lists) -> Counts:
+        without = self.graph.row_U[block.users] < 0
+        return {**counts_of(block, self.rules), "users": {"without_a_trained_row": int(without.sum())}}

@@ -86,7 +86,7 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
         + 24 * sources.num_people
         + 64 * sources.num_items
     )
-    user_bytes = 2 * list_length * bytes_per_row(user_ids, item_ids)
+    user_bytes = 2 * list_length * bytes_per_row(user_ids, item_ids, settings.reasons)
     least_users = min(settings.users_per_shard, max(1, ROW_GROUP_ROWS // list_length), max(1, sources.num_people))
     least_block = max(BLOCK_AT_LEAST, BYTES_PER_SCORE * sources.num_items)
     cap = settings.memory_mib * MIB
@@ -112,9 +112,11 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     )
 
 
-def bytes_per_row(user_ids: Ids, item_ids: Ids) -> int:
-    """Of a finished row in memory: ids, rank and score 4 each, tier 16."""
-    return user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16
+def bytes_per_row(user_ids: Ids, item_ids: Ids, reasons: int) -> int:
+    """Of a finished row in memory: ids, rank and score 4 each, tier 16, a place in the list of reasons 8; of each
+    reason kind 16, share 4 and the item's id."""
+    reason = 16 + 4 + item_ids.bytes_each
+    return user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16 + 8 + reasons * reason
 
 
 def _bytes_of_table(path: str, name: str) -> int:

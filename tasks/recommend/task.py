@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.contracts import Fitted, Graph, Recommendations, Run
+from tasks.contracts import Fitted, Graph, Recommendations, Run, Tables
 from tasks.errors import is_worth_a_retry
 from tasks.progress import ProgressBar
 from tasks.recommend.everyone import WHERE, recommend_everyone
@@ -18,15 +18,15 @@ log = logging.getLogger("nightgraph.recommend")
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
-def recommend(run: Run, graph: Graph, fitted: Fitted) -> Recommendations:
+def recommend(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Recommendations:
     """Exact top-K for every user, as Parquet parts in the work folder; a rerun goes on at the first missing one."""
     settings = run.config.recommend.model_dump(exclude=WHERE)
     recommendations = finish_stage(
         run,
         "recommend",
         Recommendations,
-        lambda folder: _recommend(run, graph, fitted, folder),
-        inputs=(graph.fingerprint, fitted.fingerprint, settings),
+        lambda folder: _recommend(run, graph, fitted, tables, folder),
+        inputs=(graph.fingerprint, fitted.fingerprint, tables.fingerprint, settings),
         resumes=True,
     )
     log.info(
@@ -38,7 +38,7 @@ def recommend(run: Run, graph: Graph, fitted: Fitted) -> Recommendations:
     return recommendations
 
 
-def _recommend(run: Run, graph: Graph, fitted: Fitted, folder: Path) -> Recommendations:
+def _recommend(run: Run, graph: Graph, fitted: Fitted, tables: Tables, folder: Path) -> Recommendations:
     bar = ProgressBar(
         create_progress_artifact,
         update_progress_artifact,
@@ -51,7 +51,9 @@ def _recommend(run: Run, graph: Graph, fitted: Fitted, folder: Path) -> Recommen
         done = 100.0 * progress.done / max(1, progress.people)
         bar.tell(done, lambda: in_words(progress), is_last=progress.done == progress.people)
 
-    return recommend_everyone(graph, fitted, run.config.recommend, folder, on_progress=tell)
+    return recommend_everyone(
+        graph, fitted, run.config.recommend, folder, tables=tables, as_of=run.as_of, on_progress=tell
+    )
 
 
 def in_words(progress: Progress) -> str:

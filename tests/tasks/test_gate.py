@@ -9,16 +9,19 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from models.graph import interactions_by_user
-from tasks.config import GateConfig
+from models.graph import Csr, interactions_by_user
+from tasks.config import GateConfig, RecommendConfig
 from tasks.contracts import Evaluation, Measured, ModelScore, Part, Recommendations, Verdict
 from tasks.errors import GateRefused
-from tasks.evaluate.gate import Known, check_popularity, judge_night, refuse_unless_passed
+from tasks.evaluate.allowed import Known
+from tasks.evaluate.gate import check_popularity, judge_night, refuse_unless_passed
 
 USERS = ["ann", "bob", "cy", "dan"]  # dan has met everything but two items
 ITEMS = ["a", "b", "c", "d", "e"]
 SEEN = [("ann", "a"), ("bob", "b"), ("dan", "a"), ("dan", "b"), ("dan", "c")]
 K = 3
+DAY_US = 86_400_000_000
+ANY_ITEM = RecommendConfig(k=K)
 OVERRIDE = GateConfig(override="popularity", override_reason="M. from the shop: wanted for the test week")
 
 
@@ -70,9 +73,38 @@ GOOD = Lists(
 
 @pytest.fixture
 def known() -> Known:
-    user_E = np.array([USERS.index(user) for user, _ in SEEN])
-    item_E = np.array([ITEMS.index(item) for _, item in SEEN])
-    return Known(pl.Series("user_id", USERS), pl.Series("item_id", ITEMS), interactions_by_user(user_E, item_E, 4))
+    return known_of()
+
+
+def pairs_of(pairs: list[tuple[str, str]]) -> Csr:
+    users, items = ([names.index(pair[side]) for pair in pairs] for side, names in enumerate((USERS, ITEMS)))
+    return interactions_by_user(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64), 4)
+
+
+def known_of(
+    *,
+    settings: RecommendConfig = ANY_ITEM,
+    blocked: list[tuple[str, str]] | None = None,
+    segment: dict[str, str] | None = None,
+    **facts: dict[str, object],
+) -> Known:
+    """No rule but what was met, and what is said here: facts by item, segments by user."""
+    kinds = {
+        "available": pl.Boolean,
+        "categories": pl.List(pl.String),
+        "segments": pl.List(pl.String),
+        "born_us": pl.Int64,
+    }
+    items = {name: [facts.get(name, {}).get(item) for item in ITEMS] for name in kinds}
+    items["born_us"] = [born if born is not None else 0 for born in items["born_us"]]
+    return Known(
+        people=pl.DataFrame({"user_id": USERS, "segment": [(segment or {}).get(user, "") for user in USERS]}),
+        items=pl.DataFrame({"item_id": ITEMS, **items}, schema={"item_id": pl.String, **kinds}),
+        met=pairs_of(SEEN),
+        blocked=pairs_of(blocked or []),
+        settings=settings,
+        midnight_us=10 * DAY_US,
+    )
 
 
 CLEARLY_BETTER = Measured(0.1, 0.05, 0.15)
@@ -174,14 +206,98 @@ def test_a_planted_fault_is_named_and_refused(fault: str, settings: GateConfig, 
         refuse_unless_passed(verdict)
 
 
+ONE_A_CATEGORY = RecommendConfig(k=K, at_most_per_category=1)
+AGES = RecommendConfig(k=K, min_item_age_days=2, max_item_age_days=8)
+# What the gate knows beside the good lists, the list items that are against it, and under which name.
+BROKEN_RULES: dict[str, tuple[dict[str, object], int, str]] = {
+    "blocked": ({"blocked": [("ann", "b"), ("cy", "e"), ("cy", "d")]}, 2, "items that are blocked for the user"),
+    "unavailable": (
+        {"available": {"a": True, "b": True, "c": True, "d": False, "e": True}},
+        2,
+        "items that are forbidden: unavailable",
+    ),
+    "unlisted": ({"available": {"a": True, "b": True, "c": True, "d": True}}, 3, "items that are forbidden: unlisted"),
+    "too new": (
+        {"settings": AGES, "born_us": {**dict.fromkeys("abcd", 8 * DAY_US), "e": 8 * DAY_US + 1}},
+        3,
+        "items that are forbidden: too_new",
+    ),
+    "too old": (
+        {"settings": AGES, "born_us": {**dict.fromkeys("abcd", 2 * DAY_US), "e": 2 * DAY_US - 1}},
+        3,
+        "items that are forbidden: too_old",
+    ),
+    "of another segment": (
+        {"segments": {"e": ["new", "old"], "d": []}, "segment": {"ann": "old", "cy": "other"}},
+        2,
+        "items that are forbidden: segment",
+    ),
+    "beyond the cap": (
+        {
+            "settings": ONE_A_CATEGORY,
+            "categories": {"a": ["x"], "c": ["x", "y"], "e": ["y"]},
+        },
+        2,
+        "categories with too many items in a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN_RULES)
+def test_items_against_a_rule_are_counted_under_it_and_refused(rule: str, tmp_path: Path) -> None:
+    told, count, named = BROKEN_RULES[rule]
+    verdict = judge(GOOD, known_of(**told), tmp_path, OVERRIDE, evaluation())  # type: ignore[arg-type]
+    assert {check.gate: check.detail for check in verdict.checks}[f"lists: {named}"] == f"{count} {named}"
+    assert not verdict.passed
+
+
+def test_segment_and_fold_in_stand_between_graph_and_popular(known: Known, tmp_path: Path) -> None:
+    rows = [
+        ("cy", 1, "e", 0.5, "fold_in"),
+        ("cy", 2, "a", 9.0, "segment"),
+        ("cy", 3, "b", 8.0, "segment"),
+        ("dan", 1, "e", 0.5, "graph"),
+        ("dan", 2, "d", 0.7, "popular"),
+    ]
+    assert judge(replace_file(GOOD, 1, frame_of(rows)), known, tmp_path, GateConfig(), evaluation()).passed
+    rows[1], rows[2] = ("cy", 2, "a", 9.0, "popular"), ("cy", 3, "b", 8.0, "segment")
+    verdict = judge(replace_file(GOOD, 1, frame_of(rows)), known, tmp_path, GateConfig(), evaluation())
+    assert [check.gate for check in verdict.checks if not check.passed] == ["lists: rows out of order"]
+
+
+def test_a_list_is_as_long_as_the_rules_leave_items(tmp_path: Path) -> None:
+    """dan may get d and e. Without d the list of one item is whole, and that of two is one too long."""
+    known = known_of(available={"a": True, "b": True, "c": True, "d": False, "e": True})
+    left = {"ann": "bce", "bob": "ace", "cy": "eab", "dan": "e"}
+    rows = [
+        (user, rank, item, 1.0 - rank, "graph") for user, items in left.items() for rank, item in enumerate(items, 1)
+    ]
+    lists = Lists((frame_of(rows),))
+    assert judge(lists, known, tmp_path, GateConfig(), evaluation()).passed
+    verdict = judge(drop(0, (USER == "cy") & (RANK == 3))(lists), known, tmp_path, GateConfig(), evaluation())
+    assert [check.gate for check in verdict.checks if not check.passed] == ["lists: lists of a wrong length"]
+
+
+def test_a_list_that_the_cap_ends_is_whole_only_if_nothing_else_has_room(tmp_path: Path) -> None:
+    one_kind = {item: ["x"] for item in "abcd"} | {"e": ["x", "y"]}
+    known = known_of(settings=ONE_A_CATEGORY, categories=one_kind)  # type: ignore[arg-type]
+    lists = Lists((frame_of([(user, 1, "e", 1.0, "graph") for user in USERS]),))
+    assert judge(lists, known, tmp_path, GateConfig(), evaluation()).passed
+    known = known_of(settings=ONE_A_CATEGORY, categories=one_kind | {"d": ["z"]})  # type: ignore[arg-type]
+    verdict = judge(lists, known, tmp_path, GateConfig(), evaluation())
+    assert [(c.gate, c.detail) for c in verdict.checks if not c.passed] == [
+        ("lists: lists of a wrong length", "4 lists of a wrong length")
+    ]
+
+
 def test_a_night_in_which_nobody_gets_anything_does_not_go_live(known: Known, tmp_path: Path) -> None:
     """Everybody has met everything: each list is as long as it can be, and readers would find an empty table."""
     users, items = np.divmod(np.arange(4 * len(ITEMS)), len(ITEMS))
-    all_met = replace(known, seen=interactions_by_user(users, items, 4))
+    all_met = replace(known, met=interactions_by_user(users, items, 4))
     nothing = replace(Lists(()).written_to(tmp_path), rows=0)
     verdict = judge_night(OVERRIDE, evaluation(), nothing, all_met)
     assert [check.gate for check in verdict.checks if not check.passed] == ["lists: somebody gets something"]
-    with pytest.raises(GateRefused, match=r"0 rows for 4 users.*Everybody has met the whole catalogue"):
+    with pytest.raises(GateRefused, match=r"0 rows for 4 users.*Nobody is left an item that they have not met"):
         refuse_unless_passed(verdict)
 
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import RecommendConfig
-from tasks.contracts import Fitted, Graph, Recommendations
+from tasks.contracts import TIERS, Fitted, Graph, Recommendations
 from tasks.recommend.everyone import recommend_everyone
 from tasks.run import file_sha256
 from tests.worlds import World, build_graph_of, fit_here, met_once, name, two_taste_world
 
-TOP_10 = RecommendConfig(k=10)
+TOP_10 = RecommendConfig(k=10, popular_half_life_days=None)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["strings", "integers"])
@@ -81,7 +81,7 @@ def test_everyone_gets_exactly_k_distinct_unseen_items_where_there_are_so_many(
 def test_ranks_count_from_one_and_scores_fall_within_a_tier(recommendations: Recommendations) -> None:
     for (_,), own in rows_of(recommendations).group_by("user_id", maintain_order=True):
         assert own["rank"].to_list() == list(range(1, len(own) + 1))
-        assert own["tier"].to_list() == sorted(own["tier"]), "graph before popular"
+        assert own["tier"].to_list() == sorted(own["tier"], key=TIERS.index), "graph before popular"
         for (_,), tier in own.group_by("tier"):
             assert tier["score"].is_sorted(descending=True)
 
@@ -141,7 +141,7 @@ def test_who_has_met_everything_gets_no_list_and_is_counted(
 def test_the_counts_add_up_and_the_hashes_are_those_of_the_files(recommendations: Recommendations) -> None:
     rows = rows_of(recommendations)
     assert recommendations.rows == len(rows) == sum(part.rows for part in recommendations.parts) == 38 * 10 + 4
-    assert recommendations.rows_by_tier == dict(rows.group_by("tier").len().rows())
+    assert recommendations.rows_by_tier == dict.fromkeys(TIERS, 0) | dict(rows.group_by("tier").len().rows())
     for part in recommendations.parts:
         assert part.sha256 == file_sha256(part.path)
         assert part.num_bytes == Path(part.path).stat().st_size
@@ -159,7 +159,7 @@ def test_the_parts_are_cut_by_users_and_hold_the_same_lists(
     graph: Graph, fitted: Fitted, recommendations: Recommendations, tmp_path: Path
 ) -> None:
     """Config does not allow so small parts and blocks; the function does."""
-    small = RecommendConfig.model_construct(k=10, users_per_shard=7)
+    small = RecommendConfig.model_construct(k=10, users_per_shard=7, popular_half_life_days=None)
     cut = recommend_everyone(graph, fitted, small, tmp_path)
     assert len(cut.parts) == 6
     assert [part.users for part in cut.parts] == [7, 7, 7, 7, 6, 5], "user 32 has no rows"
