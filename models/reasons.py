@@ -16,21 +16,15 @@ are added up in the order of its items, in float64.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.compiled import AVAILABLE, compiled
 from models.graph import Csr
-from models.topk import NO_ITEM
-
-try:
-    import numba
-except ImportError:  # the same answers, some twenty times slower
-    numba = None  # type: ignore[assignment]
+from models.selection import NO_ITEM
 
 LANES = 8  # a list's length is filled up to whole vector registers
 LIKES_AT_ONCE = 4096  # without the kernel; times K parts stay in the cache, however long a history is
@@ -75,12 +69,13 @@ def reasons(
     *,
     at_most: int = 3,
     threads: int | None = None,
-    compiled: bool = numba is not None,
+    by_kernel: bool = AVAILABLE,
 ) -> Reasons:
     """Why each item of B lists is there. `rows` are the lists' users in `histories`; NO_ITEM has no reason.
 
     item_ID is (I, D + 1) as it was served, score_BK its inner products with the user rows. Memory: 32 + 12 x at_most
-    bytes a place of a list, however long the histories are. Raises ValueError where no reason is asked for.
+    bytes a place of a list, however long the histories are. Without the compiled kernel the same bits come from numpy,
+    some twenty times slower. Raises ValueError where no reason is asked for.
     """
     if at_most < 1:
         raise ValueError(f"at_most is {at_most}: who wants no reasons need not ask for any")
@@ -98,7 +93,7 @@ def reasons(
     liked, hop_ID = histories.items, np.ascontiguousarray(histories.hop_ID)
     tables = (np.asarray(liked.indptr), np.asarray(liked.indices), histories.weight_R, hop_ID, item_ID.numpy())
     written = (found.history_BK, positive_BK, best, found.item_BKR)
-    explain = _compiled() if compiled else _explain_in_numpy
+    explain = _explain_compiled if by_kernel else _explain_in_numpy
 
     def explain_some(start: int) -> None:
         some = slice(start, start + USERS_AT_ONCE)
@@ -198,7 +193,7 @@ def _explain(  # type: ignore[no-untyped-def]
     best_BKR,
     reason_BKR,
 ):
-    """The same in loops, for numba: K parts at a time stand side by side in vector registers."""
+    """The same in loops, to be compiled: K parts at a time stand side by side in vector registers."""
     k, width, at_most = item_BK.shape[1], hop_ID.shape[1], best_BKR.shape[2]
     lanes = (k + LANES - 1) // LANES * LANES
     item_DL = np.zeros((width, lanes), dtype=np.float32)
@@ -247,17 +242,4 @@ def _explain(  # type: ignore[no-untyped-def]
                         reason_BKR[line, place, rank] = liked
 
 
-@cache
-def _compiled() -> Any:
-    """For these types alone. Kept beside this file, where that can be written: a second process need not compile."""
-
-    def read(kind: Any, dimensions: int) -> Any:
-        return numba.types.Array(kind, dimensions, "C", readonly=True)
-
-    f4, f8, i4, i8 = numba.float32, numba.float64, numba.int32, numba.int64
-    tables = (read(i8, 1), read(i4, 1), read(f4, 1), read(f4, 2), read(f4, 2))
-    signature = numba.void(read(i8, 1), read(i4, 2), *tables, f8[:, ::1], f8[:, ::1], f4[:, :, ::1], i4[:, :, ::1])
-    try:
-        return numba.njit(signature, nogil=True, cache=True)(_explain)
-    except RuntimeError:  # nowhere to keep it
-        return numba.njit(signature, nogil=True)(_explain)
+_explain_compiled = compiled(_explain)

@@ -26,6 +26,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint, is_as_written, newest_checkpoint, save_checkpoint, write_sealed
 from models.clock import Clock
 from models.distributed import Layout, Ranks, join_ranks
+from models.fold_in import fold_table
 from models.graph import Csr, load_adjacency, load_csr
 from models.identity import identity_of
 from models.lightgcn import LightGCN, Tables, spectral_start
@@ -109,7 +110,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
                 tables = training.tables()
                 recall = validation.recall(tables, ranks, lambda: beat(spec, ranks))
             if progress.is_best(recall):
-                save_tables(spec, ranks, tables, training.hop(), which)
+                save_tables(spec, ranks, tables, training, which)
         loss_sum, collisions, pairs = ranks.total(sums.to(ranks.device)).tolist()
         progress.add(loss_sum / sampler.num_steps, recall, collisions=int(collisions), pairs=int(pairs))
         with clock.part("checkpoint"):
@@ -118,7 +119,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
             training.save_if_due(progress, identity)
             beat(spec, ranks)
     if validation is None:
-        save_tables(spec, ranks, training.tables(), training.hop(), which)
+        save_tables(spec, ranks, training.tables(), training, which)
     return Fit(
         epochs=epochs if validation is None else progress.best_epoch,
         curve=progress.curve,
@@ -156,7 +157,7 @@ def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Tr
         clock=clock,
     )
     likeness_U = _likeness_of(start_ND[: spec.num_users])
-    return Training(spec, ranks, which, layout, model, clock, likeness_U, torch.from_numpy(popularity_I))
+    return Training(spec, ranks, which, layout, model, clock, likeness_U, liked)
 
 
 def _likeness_of(start_UD: Tensor) -> np.ndarray:
@@ -200,9 +201,10 @@ class Training:
         model: LightGCN,
         clock: Clock,
         likeness_U: np.ndarray,
-        degree_I: Tensor,
+        liked: Csr,
     ) -> None:
-        self.likeness_U, self.degree_I = likeness_U, degree_I
+        self.likeness_U, self.liked = likeness_U, liked
+        self.degree_I = torch.from_numpy(popularity(liked, spec.num_items))
         self.spec, self.ranks, self.which = spec, ranks, which
         self.layout, self.model, self.clock = layout, model, clock
         self.replica = layout.wrap(model)
@@ -297,16 +299,23 @@ def tables_path(spec: Spec, which: str) -> Path:
     return Path(spec.output_folder) / f"{which}.safetensors"
 
 
-def save_tables(spec: Spec, ranks: Ranks, tables: Tables, hop_ID: Tensor, which: str) -> None:
-    """Whole or not at all, as safetensors; 4 bytes a number.
+def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, which: str) -> None:
+    """Whole or not at all, as safetensors; 4 bytes a number. Called by every rank, written by the first.
 
     user_UD, item_ID   (U, D + 1), (I, D + 1): their inner product is the score, the last column is the item's bias
     hop_ID             (I, D) what one like of each item adds to its user's row, before the row's scale
     scale_U            (U,) that scale: user_UD[u, :D] = scale_U[u] x (own term + the sum of hop_ID over u's likes /
-                       sqrt(how many they are)). The two make the file larger by I / (U + I): a half where I = U
+                       sqrt(how many they are))
+    fold_ID            (I, D) what one event of each item adds to the row of a person who has none, before its length
+    fold_length        (1,) the length of trained rows (models/fold_in.py)
+
+    What explains and folds in makes the file larger by 2 I / (U + I): as large again where I = U.
     """
+    hop_ID = training.hop()
     if ranks.is_first:
-        write_sealed({**tables._asdict(), "hop_ID": hop_ID}, tables_path(spec, which))
+        fold_ID, fold_length = fold_table(tables, training.liked, training.degree_I)
+        more = {"hop_ID": hop_ID, "fold_ID": fold_ID, "fold_length": fold_length}
+        write_sealed(tables._asdict() | more, tables_path(spec, which))
 
 
 def beat(spec: Spec, ranks: Ranks) -> None:

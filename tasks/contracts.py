@@ -94,7 +94,7 @@ class Fitted:
 
     folder: str
     judged_path: str  # safetensors: user_UD and item_ID, whose inner product is the score, the bias its last column;
-    served_path: str  # hop_ID and scale_U, what a user's row is made of (models/train.save_tables has the formula)
+    served_path: str  # hop_ID, scale_U, fold_ID, fold_length: what rows are made of (models/train.save_tables says how)
     fingerprint: str  # of both files
     epochs: int  # chosen on validation by the judged fit, used by the served one
     best_validation_recall: float

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from models.clock import Clock
 from models.distributed import SPLITS, Ranks, join_ranks
+from models.fold_in import fold_table
 from models.graph import load_csr
 from models.train import Spec, begin, sampler_of
 
@@ -28,7 +29,9 @@ def first_step_and_one_pass(spec: Spec, ranks: Ranks) -> dict[str, torch.Tensor]
             gradient = training.model.table.grad
             assert gradient is not None
             measured["gradient"] = training.layout.whole(gradient).clone()
-    measured |= training.tables()._asdict() | {"hop_ID": training.hop()}
+    tables = training.tables()
+    measured |= tables._asdict() | {"hop_ID": training.hop()}
+    measured["fold_ID"], measured["fold_length"] = fold_table(tables, training.liked, training.degree_I)
     return {name: tensor.contiguous() for name, tensor in measured.items()}
 
 

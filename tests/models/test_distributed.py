@@ -87,7 +87,7 @@ def test_the_ranks_embeddings_after_one_pass_are_those_of_one_rank(
     ranks: int, split: str, loss: str, one_rank: dict[str, Measured], many_ranks: dict[int, Path]
 ) -> None:
     theirs = load_file(many_ranks[ranks] / f"{loss}-{split}.safetensors")
-    for name in ("user_UD", "item_ID", "hop_ID", "scale_U"):
+    for name in ("user_UD", "item_ID", "hop_ID", "scale_U", "fold_ID", "fold_length"):
         difference = theirs[name] - one_rank[loss][name]
         assert difference.square().mean().sqrt() <= 1e-4 * one_rank[loss][name].square().mean().sqrt()
 

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 import models.reasons
 from models.clock import Clock
+from models.compiled import AVAILABLE
 from models.distributed import Ranks
 from models.graph import Csr, interactions_by_user, load_csr
-from models.reasons import Histories, Reasons, histories_of, numba, reasons
-from models.topk import NO_ITEM
+from models.reasons import Histories, Reasons, histories_of, reasons
+from models.selection import NO_ITEM
 from models.train import begin, sampler_of
 from tasks.contracts import Graph
 from tests.worlds import build_graph_of, graph_of_random_likes, random_likes, spec_for, two_taste_world
 
 WAYS = [
-    pytest.param(True, id="kernel", marks=pytest.mark.skipif(numba is None, reason="numba is not installed")),
+    pytest.param(True, id="kernel", marks=pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")),
     pytest.param(False, id="numpy"),
 ]
 
@@ -32,12 +33,12 @@ def graph_named(name: str, folder: Path) -> Graph:
     return graph_of_random_likes(folder, users=50, items=35, share={"sparse": 0.06, "dense": 0.5}[name])
 
 
-@pytest.mark.parametrize("compiled", WAYS)
+@pytest.mark.parametrize("by_kernel", WAYS)
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("loss", ["softmax", "bpr"])
 @pytest.mark.parametrize("world", ["tastes", "sparse", "dense"])
 def test_history_own_term_and_bias_add_up_to_the_score(
-    world: str, loss: str, layers: int, compiled: bool, tmp_path: Path
+    world: str, loss: str, layers: int, by_kernel: bool, tmp_path: Path
 ) -> None:
     """The own term is taken from the table that was trained, not from what is left over."""
     graph = graph_named(world, tmp_path / "graph")
@@ -52,7 +53,7 @@ def test_history_own_term_and_bias_add_up_to_the_score(
     score_BK = (tables.user_UD.double() @ tables.item_ID.double().T).numpy()
     histories = histories_of(liked, scale_U=tables.scale_U, hop_ID=training.hop())
     rows = np.arange(graph.num_users)
-    found = reasons(histories, rows, item_BK, score_BK.astype(np.float32), tables.item_ID, compiled=compiled)
+    found = reasons(histories, rows, item_BK, score_BK.astype(np.float32), tables.item_ID, by_kernel=by_kernel)
     own_BK = (own_UD.double() @ tables.item_ID[:, :-1].double().T).numpy()
     assert np.abs(found.history_BK + own_BK + found.bias_BK - score_BK).max() < 1e-5
     np.testing.assert_allclose(found.own_BK, own_BK, atol=1e-5)
@@ -119,9 +120,9 @@ def test_the_strongest_are_those_of_a_full_sort(
     histories, item_ID = histories_at_random(likes_UI, width, seed)
     item_BK, score_BK = lists_at_random(rng, users, items, k)
     rows = rng.permutation(users)
-    ways = [reasons(histories, rows, item_BK, score_BK, item_ID, at_most=at_most, compiled=False)]
-    if numba is not None:
-        ways.append(reasons(histories, rows, item_BK, score_BK, item_ID, at_most=at_most, compiled=True))
+    ways = [reasons(histories, rows, item_BK, score_BK, item_ID, at_most=at_most, by_kernel=False)]
+    if AVAILABLE:
+        ways.append(reasons(histories, rows, item_BK, score_BK, item_ID, at_most=at_most, by_kernel=True))
         assert_same_bits(*ways)
     found = ways[0]
     for line, user in enumerate(rows):
@@ -140,37 +141,39 @@ def test_the_strongest_are_those_of_a_full_sort(
             np.testing.assert_allclose(found.share_BKR[line, place, : len(shares)], shares, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", WAYS)
-def test_block_sizes_and_threads_change_no_bit(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_kernel", WAYS)
+def test_block_sizes_and_threads_change_no_bit(by_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     histories, item_ID = histories_at_random(random_likes(rng, 70, 50, 0.4), 24)
     item_BK, score_BK = lists_at_random(rng, 70, 50, 7)
-    whole = reasons(histories, np.arange(70), item_BK, score_BK, item_ID, compiled=compiled, threads=1)
+    whole = reasons(histories, np.arange(70), item_BK, score_BK, item_ID, by_kernel=by_kernel, threads=1)
     monkeypatch.setattr(models.reasons, "USERS_AT_ONCE", 9)
     monkeypatch.setattr(models.reasons, "LIKES_AT_ONCE", 5)  # histories are torn apart
-    assert_same_bits(reasons(histories, np.arange(70), item_BK, score_BK, item_ID, compiled=compiled, threads=3), whole)
+    assert_same_bits(
+        reasons(histories, np.arange(70), item_BK, score_BK, item_ID, by_kernel=by_kernel, threads=3), whole
+    )
     for user in range(70):
         one = slice(user, user + 1)
-        alone = reasons(histories, np.arange(70)[one], item_BK[one], score_BK[one], item_ID, compiled=compiled)
+        alone = reasons(histories, np.arange(70)[one], item_BK[one], score_BK[one], item_ID, by_kernel=by_kernel)
         assert_same_bits(alone, Reasons(*(array[one] for array in vars(whole).values())))
 
 
-@pytest.mark.parametrize("compiled", WAYS)
-def test_equal_reasons_stand_in_the_order_of_items(compiled: bool) -> None:
+@pytest.mark.parametrize("by_kernel", WAYS)
+def test_equal_reasons_stand_in_the_order_of_items(by_kernel: bool) -> None:
     liked = Csr(np.array([0, 5]), np.array([1, 3, 4, 6, 8], dtype=np.int32))
     histories = Histories(liked, np.ones(1, np.float32), np.ones((9, 2), np.float32))
     score_BK = np.full((1, 1), 10.0, np.float32)
-    found = reasons(histories, np.zeros(1, int), np.zeros((1, 1), int), score_BK, torch.ones(9, 3), compiled=compiled)
+    found = reasons(histories, np.zeros(1, int), np.zeros((1, 1), int), score_BK, torch.ones(9, 3), by_kernel=by_kernel)
     assert found.item_BKR.tolist() == [[[1, 3, 4]]]
     assert found.share_BKR.tolist() == [[[np.float32(2 / 11)] * 3]], "2 each of 10, and bias 1; own term -1"
     opposed = replace(histories, hop_ID=-histories.hop_ID)
-    found = reasons(opposed, np.zeros(1, int), np.zeros((1, 1), int), score_BK, torch.ones(9, 3), compiled=compiled)
+    found = reasons(opposed, np.zeros(1, int), np.zeros((1, 1), int), score_BK, torch.ones(9, 3), by_kernel=by_kernel)
     assert (found.item_BKR == NO_ITEM).all(), "what speaks against an item is no reason for it"
     assert found.share_BKR.sum() == 0
 
 
-@pytest.mark.parametrize("compiled", WAYS)
-def test_a_hundred_thousand_likes_need_no_more_memory_than_ten(compiled: bool) -> None:
+@pytest.mark.parametrize("by_kernel", WAYS)
+def test_a_hundred_thousand_likes_need_no_more_memory_than_ten(by_kernel: bool) -> None:
     many = 100_000
     liked = Csr(np.array([0, many]), np.arange(many, dtype=np.int32))
     rng = np.random.default_rng(0)
@@ -179,10 +182,10 @@ def test_a_hundred_thousand_likes_need_no_more_memory_than_ten(compiled: bool) -
     item_BK = rng.integers(0, many, (1, 20)).astype(np.int32)
     score_BK = np.zeros((1, 20), np.float32)
     histories = Histories(liked, np.full(1, 0.01, np.float32), hop_ID)
-    reasons(histories, np.zeros(1, int), item_BK, score_BK, item_ID, compiled=compiled)  # what is compiled, once
+    reasons(histories, np.zeros(1, int), item_BK, score_BK, item_ID, by_kernel=by_kernel)  # what is compiled, once
     tracemalloc.start()
     try:
-        found = reasons(histories, np.zeros(1, int), item_BK, score_BK, item_ID, compiled=compiled)
+        found = reasons(histories, np.zeros(1, int), item_BK, score_BK, item_ID, by_kernel=by_kernel)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
