@@ -7,7 +7,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly test lint types bench-night bench-recipe bench-training bench-training-best \
-  bench-training-growth bench-training-ranks bench-training-kills up down clean
+  bench-training-growth bench-training-ranks bench-training-kills bench-topk up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ help: ## list the targets
 .venv/dev: .venv/runtime
 	@echo "installing what tests and checks need"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/bench: .venv/dev
+	@echo "installing the peers that benchmarks run beside"
+	@$(PIP) -e '.[dev,bench]'
 	@touch $@
 
 nightly: .venv/runtime ## a whole night; RATINGS= ITEMS= STORE= AS_OF= RANKS= K= FORCE=1 SET="group.field=value ..."
@@ -68,6 +73,9 @@ bench-training-ranks: .venv/dev ## two ranks against one for each split, and tha
 
 bench-training-kills: .venv/dev ## 20 killed or hung ranks and agents: recovered to the same bytes, no orphans
 	@$(BIN)/python -m benchmarks.kills
+
+bench-topk: .venv/bench ## top-K beside implicit, faiss, torch and the bare product; growth, exactness, memory, ranks; DATA=
+	@$(BIN)/python -m benchmarks.topk $(if $(DATA),--data "$(DATA)")
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
