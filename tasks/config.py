@@ -200,6 +200,15 @@ class RecommendConfig(_Settings):
             )
         return self
 
+    similar_items: int = Field(
+        10, ge=0, le=1000, description="Nearest items published for each item, beside the lists. 0: none."
+    )
+    embeddings: bool = Field(
+        False,
+        description="Publish the served vectors of users and items, too. They are large, and vectors of both tell what "
+        "people like.",
+    )
+
 
 class GateConfig(_Settings):
     model_config = ConfigDict(title="Gate")

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tasks.errors import DiskFull, NightError, RanksLost
 from tasks.ranks import Launch, Work, read_json, run_ranks
 from tasks.recommend.lists import Sources
 from tasks.recommend.memory import plan_memory
+from tasks.recommend.outputs import write_outputs
 from tasks.recommend.shards import Counts, add_counts, drop_strangers, finished_shard
 from tasks.recommend.worker import Progress, Spec, write_shards
 from tasks.run import PROJECT_ROOT, WORK_VARIABLE, code_version, fingerprint_of
@@ -71,7 +73,10 @@ def recommend_everyone(
     else:
         spec.write(folder / "spec.json")
         _on_ranks(folder, ranks, threads, on_progress)
-    return _counted(spec, settings, sources)
+    recommendations = _counted(spec, settings, sources)
+    outputs = write_outputs(graph, fitted.served_path, settings, folder, block_bytes=memory.block_bytes, threads=cores)
+    hashes = [recommendations.fingerprint, *(file.sha256 for output in outputs for file in output.files)]
+    return replace(recommendations, outputs=outputs, fingerprint=fingerprint_of(hashes))
 
 
 def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recommendations:
