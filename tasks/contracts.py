@@ -133,6 +133,25 @@ class ModelScore:
 
 
 @dataclass(frozen=True)
+class TierScore:
+    """One tier of the served lists on validation, by the judged fit (tasks/evaluate/tiers.py says of whom)."""
+
+    tier: str  # graph, fold_in, popular
+    events: str  # of fold_in: how many likes a row is made of, 1, 2-4, 5-9, 10+; or met, of events that are no likes
+    num_users: int
+    num_shortened: int  # of them: people with more likes, of whom only so many were used
+    recall: Measured
+    ndcg: Measured
+    recall_over_popular: Measured  # paired difference to what popularity gives to the same people
+    ndcg_over_popular: Measured
+
+    @property
+    def beats_popular(self) -> bool:
+        """Beyond noise."""
+        return self.recall_over_popular.low > 0.0
+
+
+@dataclass(frozen=True)
 class Evaluation:
     fingerprint: str
     k: int
@@ -140,6 +159,12 @@ class Evaluation:
     over_popularity: dict[str, Measured]  # metric -> paired difference on test, lightgcn minus popularity
     recall_by_history: dict[str, dict[str, float]]  # model -> {with_history, without_history} on test
     users_by_history: dict[str, int]
+    tiers: tuple[TierScore, ...] = ()
+
+    @property
+    def fold_in_not_above_popular(self) -> tuple[TierScore, ...]:
+        """What a night says aloud."""
+        return tuple(score for score in self.tiers if score.tier == "fold_in" and not score.beats_popular)
 
 
 @dataclass(frozen=True)

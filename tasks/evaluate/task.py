@@ -40,7 +40,24 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
                 score.recall.mean,
                 score.ndcg.mean,
             )
+    warn_of_fold_in(evaluation)
     return evaluation
+
+
+def warn_of_fold_in(evaluation: Evaluation) -> None:
+    """Nobody is refused their list for it; but whoever runs the night should know."""
+    for score in evaluation.fold_in_not_above_popular:
+        difference = score.recall_over_popular
+        log.warning(
+            "fold_in does not beat popular beyond noise for people with %s: recall@%d differs by %+.4f "
+            "(%+.4f to %+.4f), %s users",
+            "nothing but events that are no likes" if score.events == "met" else f"{score.events} events",
+            evaluation.k,
+            difference.mean,
+            difference.low,
+            difference.high,
+            f"{score.num_users:,}",
+        )
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)

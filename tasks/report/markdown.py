@@ -1,6 +1,6 @@
 """The night as a Markdown artifact: counts, metrics, verdict, where the output is. No user's id stands in it."""
 
-from tasks.contracts import LATEST_KEY, Measured, Night
+from tasks.contracts import LATEST_KEY, Evaluation, Measured, Night
 
 MODEL_NAMES = {
     "lightgcn": "**LightGCN**",
@@ -91,8 +91,36 @@ def _metrics(night: Night) -> str:
         + "\n".join(lines)
         + f"\n\nTest users: {history['with_history']:,} with a history, {history['without_history']:,} without. "
         f"Their recall: {by_history}. The judged fit has not seen validation or test; the served one has the same "
-        f"{night.fitted.epochs} epochs on all likes."
+        f"{night.fitted.epochs} epochs on all likes." + tiers_in_words(evaluation)
     )
+
+
+def tiers_in_words(evaluation: Evaluation) -> str:
+    """What each tier is worth beside popularity for the same people, and where fold-in is worth nothing."""
+    if not evaluation.tiers:
+        return ""
+    lines = [
+        f"| {score.tier}{f', {score.events}' if score.events else ''} | {score.num_users:,} "
+        f"| {score.num_shortened or ''} | {_interval(score.recall)} | {_difference(score.recall_over_popular)} "
+        f"| {score.ndcg.mean:.4f} | {_difference(score.ndcg_over_popular)} |"
+        for score in evaluation.tiers
+    ]
+    header = "| tier, events | users | shortened | recall (95 %) | over popularity | ndcg | over popularity |"
+    failing = ", ".join(score.events for score in evaluation.fold_in_not_above_popular)
+    says = (
+        f"**fold_in does not beat popularity beyond noise for people with these events: {failing}.**"
+        if failing
+        else "fold_in beats popularity for people with any number of events measured."
+    )
+    return (
+        "\n\n### Tiers on validation\n\nfold_in: people taken as if they had no row, by how many likes it is made of; "
+        "shortened are those with more likes, of whom only so many were used; met are people without a like.\n\n"
+        f"{header}\n|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{says}"
+    )
+
+
+def _difference(value: Measured) -> str:
+    return f"{value.mean:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
 
 
 def _interval(value: Measured) -> str:

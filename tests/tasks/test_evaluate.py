@@ -1,18 +1,23 @@
 """The judged fit beside its rivals, on a world where the best possible list is known."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from models.graph import load_csr
+from models.graph import Csr, interactions_by_user, load_csr, save_arrays
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
 from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
+from tasks.evaluate.task import warn_of_fold_in
+from tasks.evaluate.tiers import _shortened
+from tasks.report.markdown import tiers_in_words
 from tests.worlds import build_graph_of, fit_here, met_once, two_taste_world
 
 SETTINGS = EvaluateConfig(k=10, resamples=200, knn_neighbours=20)
@@ -75,6 +80,90 @@ def test_the_same_fit_is_judged_the_same_whatever_the_block_size(
     assert score(by_user, "lightgcn").recall == score(evaluation, "lightgcn").recall
 
 
+def test_the_tiers_are_measured_on_validation_beside_popularity_for_the_same_people(
+    evaluation: Evaluation, graph: Graph
+) -> None:
+    liked, target = (load_csr(graph.folder, f"liked_{part}") for part in ("train", "validation"))
+    judged = target.counts() > 0
+    by_tier = {(tier.tier, tier.events): tier for tier in evaluation.tiers}
+    graph_tier = by_tier["graph", ""]
+    assert graph_tier.num_users == int((judged & (liked.counts() > 0)).sum())
+    if graph_tier.num_users == graph.num_validation_users:
+        means = [score(evaluation, model, "validation").recall.mean for model in ("lightgcn", "popularity")]
+        assert graph_tier.recall.mean == means[0]
+        assert graph_tier.recall_over_popular.mean == pytest.approx(means[0] - means[1])
+    for events in ("1", "2-4", "5-9", "10+"):
+        if events == "10+" and (liked.counts()[judged] < 10).all():
+            continue
+        tier = by_tier["fold_in", events]
+        assert 0 < tier.num_users <= graph_tier.num_users
+        assert tier.num_shortened <= tier.num_users
+        difference = tier.recall_over_popular
+        assert difference.low <= difference.mean <= difference.high <= tier.recall.mean
+    assert by_tier["fold_in", "1"].num_shortened == by_tier["fold_in", "1"].num_users, "all like more than one item"
+    assert by_tier["fold_in", "5-9"].beats_popular, "five items of a taste say which taste it is"
+
+
+def test_who_has_only_met_things_and_who_is_new_have_tiers_of_their_own(
+    graph: Graph, fitted: Fitted, tmp_path: Path
+) -> None:
+    """Of four judged people: one likes and one has met items of their taste, two have done nothing."""
+    folder = shutil.copytree(graph.folder, tmp_path / "graph")
+    items = np.arange(0, graph.num_items, 2)
+    rows = {"liked_train": [0] * 12, "seen_before_validation": [0] * 12 + [2] * 3, "liked_validation": [0, 2, 4, 6]}
+    for name, users in rows.items():
+        item_E = items[-len(users) :] if name == "liked_validation" else np.concatenate([items[:12], items[:3]])
+        save_arrays(folder, name, interactions_by_user(np.array(users), item_E[: len(users)], graph.num_users))
+    evaluation = evaluate_fit(replace(graph, folder=str(folder)), fitted, SETTINGS, block_bytes=BLOCK_BYTES)
+    people = {(tier.tier, tier.events): tier.num_users for tier in evaluation.tiers}
+    assert people == {("graph", ""): 1, ("popular", ""): 2} | {
+        ("fold_in", events): 1 for events in ("1", "2-4", "5-9", "10+", "met")
+    }
+    (popular,) = (tier for tier in evaluation.tiers if tier.tier == "popular")
+    assert popular.recall_over_popular.mean == popular.ndcg_over_popular.mean == 0.0
+
+
+def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
+    graph: Graph, fitted: Fitted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = load_file(fitted.judged_path)
+    tables["fold_ID"] = -tables["fold_ID"]  # everybody is sent to the other taste
+    path = tmp_path / "judged.safetensors"
+    save_file(tables, path)
+    evaluation = evaluate_fit(graph, replace(fitted, judged_path=str(path)), SETTINGS, block_bytes=BLOCK_BYTES)
+    failing = [tier.events for tier in evaluation.fold_in_not_above_popular]
+    assert "5-9" in failing
+    warn_of_fold_in(evaluation)
+    assert "fold_in does not beat popular beyond noise for people with 5-9 events" in caplog.text
+    words = tiers_in_words(evaluation)
+    assert f"does not beat popularity beyond noise for people with these events: {', '.join(failing)}." in words
+    assert "| fold_in, 5-9 | " in words
+
+
+def test_a_night_whose_fold_in_beats_popularity_warns_of_nothing(
+    evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = replace(evaluation, tiers=tuple(tier for tier in evaluation.tiers if tier.beats_popular))
+    warn_of_fold_in(good)
+    assert not caplog.text
+    assert "fold_in beats popularity" in tiers_in_words(good)
+    assert tiers_in_words(replace(evaluation, tiers=())) == ""
+
+
+def test_a_shortened_history_is_a_draw_of_it() -> None:
+    events = Csr(np.array([0, 3, 3, 13]), np.concatenate([[4, 6, 9], np.arange(10)]).astype(np.int32))
+    short = _shortened(np.random.default_rng(0), events, np.array([0, 1, 2]), np.array([2, 5, 4]))
+    assert short.counts().tolist() == [2, 0, 4]
+    assert set(short.indices[:2]) < {4, 6, 9}
+    assert (np.diff(short.indices[2:]) > 0).all()
+
+
+def save_tables(user_UD: torch.Tensor, item_ID: torch.Tensor, path: Path) -> None:
+    """Of a fit that folds nobody in."""
+    fold = {"fold_ID": torch.zeros(len(item_ID), item_ID.shape[1] - 1), "fold_length": torch.ones(1)}
+    save_file({"user_UD": user_UD.contiguous(), "item_ID": item_ID.contiguous()} | fold, path)
+
+
 def tables_that_know_the_future(graph: Graph, folder: Path, part: str) -> Fitted:
     """One dimension an item: a user's score of an item is 1 where the part holds it as their like."""
     target = load_csr(graph.folder, f"liked_{part}")
@@ -83,7 +172,7 @@ def tables_that_know_the_future(graph: Graph, folder: Path, part: str) -> Fitted
         np.repeat(np.arange(graph.num_users), target.counts()), torch.from_numpy(np.array(target.indices)).long()
     ] = 1
     path = folder / "judged.safetensors"
-    save_file({"user_UD": user_UI, "item_ID": torch.eye(graph.num_items)}, path)
+    save_tables(user_UI, torch.eye(graph.num_items), path)
     return Fitted(str(folder), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
 
 
@@ -101,7 +190,7 @@ def test_who_lists_only_the_other_taste_is_clearly_worse_than_popularity(graph: 
     taste_I = torch.arange(graph.num_items) % 2
     other_UD, item_ID = torch.eye(2)[1 - taste_U], torch.eye(2)[taste_I]
     path = tmp_path / "judged.safetensors"
-    save_file({"user_UD": other_UD.contiguous(), "item_ID": item_ID.contiguous()}, path)
+    save_tables(other_UD, item_ID, path)
     fitted = Fitted(str(tmp_path), str(path), str(path), "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
     evaluation = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES)
     assert score(evaluation, "lightgcn").recall.mean == 0.0
@@ -185,7 +274,7 @@ def test_coverage_by_hand(k: int, share: float, tmp_path: Path) -> None:
     ).sort("user_id", "item_id")
     graph = build_graph_of(met_once(seen), tmp_path / "graph", split="per_user_time")
     knows_nothing = tmp_path / "judged.safetensors"
-    save_file({"user_UD": torch.zeros(3, 1), "item_ID": torch.zeros(7, 1)}, knows_nothing)
+    save_tables(torch.zeros(3, 1), torch.zeros(7, 1), knows_nothing)
     fitted = Fitted(str(tmp_path), str(knows_nothing), "", "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
     evaluation = evaluate_fit(graph, fitted, EvaluateConfig(k=k, resamples=100), block_bytes=BLOCK_BYTES)
     assert score(evaluation, "popularity", "validation").coverage == pytest.approx(share)
