@@ -48,6 +48,6 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
             check_gate(verdict)  # GateRefused: the live recommendations stay
             published = publish(run, fitted, evaluation, recommendations, verdict)
         finally:
-            report(run, interactions, graph, fitted, evaluation, recommendations, verdict, published)
+            report(run, interactions, graph, fitted, evaluation, recommendations, verdict, published, tables)
         clear_work_folder(run)
         return published

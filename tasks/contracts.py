@@ -274,3 +274,4 @@ class Night:
     verdict: Verdict
     published: Published | None
     costs: tuple[StageCost, ...]
+    tables: Tables | None = None  # audits of before there were any have none

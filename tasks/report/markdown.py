@@ -13,9 +13,7 @@ MODEL_NAMES = {
 
 def to_markdown(night: Night) -> str:
     """What a person reads in the dashboard the next morning."""
-    return "\n\n".join(
-        [_headline(night), _where(night), _rows(night), _training(night), _metrics(night), _gate(night), _costs(night)]
-    )
+    return "\n\n".join([part(night) for part in (_headline, _where, _rows, _lists, _training, _metrics, _gate, _costs)])
 
 
 def _headline(night: Night) -> str:
@@ -51,11 +49,41 @@ def _rows(night: Night) -> str:
         ("likes that judge it", graph.num_test),
     ]
     table = "\n".join(f"| {name} | {count:,} |" for name, count in lines)
-    tiers = ", ".join(f"{count:,} {tier}" for tier, count in night.recommendations.rows_by_tier.items())
     return (
-        f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items. "
-        f"Recommended rows by tier: {tiers}. {night.recommendations.users_without_a_trained_row:,} users have no "
-        f"trained row; {night.recommendations.short_lists:,} lists are shorter than {night.recommendations.k}."
+        f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items."
+        + _tables(night)
+    )
+
+
+def _tables(night: Night) -> str:
+    if night.tables is None or not night.tables.rows:
+        return ""
+    rows = ", ".join(f"{name} {count:,}" for name, count in night.tables.rows.items())
+    ignored = ", ".join(f"{why} {count:,}" for why, count in night.tables.ignored.items())
+    return f" Tables: {rows} rows." + (f" Rows left out of them: {ignored}." if ignored else "")
+
+
+def _lists(night: Night) -> str:
+    """Where the lists' rows come from, what the rules took, and why a list is short."""
+    lists = night.recommendations
+    tiers = "\n".join(
+        f"| {tier} | {lists.users_by_tier.get(tier, 0):,} | {count:,} |" for tier, count in lists.rows_by_tier.items()
+    )
+    taken = {rule: count for rule, count in lists.removed_by_rule.items() if count}
+    rules = "\n".join(
+        f"| {rule} | {count:,} | {count / max(1, lists.people * lists.k):.1%} |" for rule, count in taken.items()
+    )
+    short = ", ".join(f"{reason} {count:,}" for reason, count in lists.short_by_reason.items())
+    return (
+        f"## Lists\n\n{lists.people:,} people, {lists.users_without_a_trained_row:,} of them without a trained row.\n\n"
+        f"| tier | people whose list begins with it | rows |\n|---|---:|---:|\n{tiers}\n\n"
+        f"Of the best {lists.k} of each person without any rule, the rules took (each item counts once, under the first "
+        f"rule; others took their places):\n\n| rule | items | share |\n|---|---:|---:|\n{rules}\n\n"
+        + (
+            f"{lists.short_lists:,} lists are shorter than {lists.k}, because of: {short}."
+            if lists.short_lists
+            else f"No list is shorter than {lists.k}."
+        )
     )
 
 

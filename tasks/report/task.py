@@ -23,6 +23,7 @@ from tasks.contracts import (
     Published,
     Recommendations,
     Run,
+    Tables,
     Verdict,
 )
 from tasks.errors import ObjectNotFound, is_worth_a_retry
@@ -46,6 +47,7 @@ def report(
     recommendations: Recommendations,
     verdict: Verdict,
     published: Published | None,
+    tables: Tables,
 ) -> None:
     """A Markdown artifact, and `_meta/audits/DATE/<attempt>.json` with every figure of it.
 
@@ -65,6 +67,7 @@ def report(
             verdict=verdict,
             published=published,
             costs=tuple(stage_costs(run)),
+            tables=tables,
         )
         _leave_behind(night)
 
