@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from models.fold_in import fold_in
 from models.graph import load_csr
 from models.reasons import histories_of, reasons
 from models.scorers import InnerProduct, Scorer
@@ -41,6 +43,8 @@ class Sources:
     settings: dict[str, Any]  # of RecommendConfig
     num_people: int
     num_items: int
+    num_segments: int
+    num_folded: int  # people with events and without a row of their own
     k: int
 
     @classmethod
@@ -49,6 +53,7 @@ class Sources:
     ) -> "Sources":
         """No tables: the store has none. No date: the day after the last event."""
         tables = tables or Tables("", "", {}, {})
+        people = read_people(graph.folder, tables)
         last_us = int(np.load(Path(graph.folder) / "seen_at.npy", mmap_mode="r").max())
         return cls(
             graph_folder=graph.folder,
@@ -57,8 +62,10 @@ class Sources:
             table_rows=tables.rows,
             as_of=(as_of or datetime.fromtimestamp(last_us // 1_000_000, UTC).date() + timedelta(days=1)).isoformat(),
             settings=settings.model_dump(mode="json"),
-            num_people=len(read_people(graph.folder, tables)) if "users" in tables.rows else graph.num_users,
+            num_people=len(people),
             num_items=graph.num_items,
+            num_segments=len(people.segments),
+            num_folded=len(_folded_rows(graph.folder)),
             k=settings.k,
         )
 
@@ -70,6 +77,11 @@ class Listed:
     rows: pl.DataFrame
     people: int
     counts: Counts
+
+
+def _folded_rows(graph_folder: str) -> npt.NDArray[np.int64]:
+    """Rows of the graph whose users have events and not one like: no fit trains a row of theirs."""
+    return np.flatnonzero(load_csr(graph_folder, "liked_all").counts() == 0)
 
 
 class Everybody:
@@ -91,8 +103,15 @@ class Everybody:
         trained_P = (self.people.row_P >= 0) & (liked.counts()[self.people.row_P] > 0)
         row_P = np.where(trained_P, self.people.row_P, -1)
         is_liked_I = np.bincount(liked.indices, minlength=sources.num_items) > 0
-        self.graph = InnerProduct(served["user_UD"], served["item_ID"], row_P, is_liked_I)
-        self.histories = histories_of(liked, scale_U=served["scale_U"], hop_ID=served["hop_ID"])
+        self.histories = {GRAPH: histories_of(liked, scale_U=served["scale_U"], hop_ID=served["hop_ID"])}
+        self.products = {GRAPH: InnerProduct(served["user_UD"], served["item_ID"], row_P, is_liked_I)}
+        if len(rows := _folded_rows(folder)):
+            folded = fold_in(load_csr(folder, "seen_all"), rows, served["fold_ID"], served["fold_length"])
+            row_U = np.full(liked.num_rows, -1)
+            row_U[rows[folded.has_row_R]] = np.flatnonzero(folded.has_row_R)
+            row_P = np.where(self.people.row_P >= 0, row_U[self.people.row_P], -1)
+            self.products[FOLD_IN] = InnerProduct(folded.user_RD, served["item_ID"], row_P, is_liked_I)
+            self.histories[FOLD_IN] = folded.histories
 
         weight_E = weight_of_likes(np.load(Path(folder) / "liked_at.npy"), as_of, settings.popular_half_life_days)
         liked_P = self.people.spread(liked)
@@ -100,7 +119,8 @@ class Everybody:
         if self.people.segments:
             in_segments = popular_in_segments(liked_P, weight_E, sources.num_items, self.people)
             self.popular = {SEGMENT: in_segments, **self.popular}
-        self.tiers: dict[int, Scorer] = {GRAPH: self.graph} | {t: found.scores for t, found in self.popular.items()}
+        of_popular = {tier: popular.scores for tier, popular in self.popular.items()}
+        self.tiers: dict[int, Scorer] = {**self.products, **of_popular}
 
     def lists(self, start: int, stop: int, *, block_bytes: int, threads: int | None) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
@@ -129,23 +149,31 @@ class Everybody:
             line, column = np.nonzero(block.tier_BK == tier)
             why.kind_BKR[line, column] = KINDS.index(TIERS[tier])
             why.share_BKR[line, column, 0] = popular.shares(block.users[line], block.score_BK[line, column])
-        lines = np.flatnonzero((block.tier_BK == GRAPH).any(axis=1))
-        if len(lines):
-            own_bK = block.tier_BK[lines] == GRAPH
-            found = reasons(
-                self.histories,
-                self.graph.row_U[block.users[lines]],
-                np.where(own_bK, block.item_BK[lines], NO_ITEM).astype(np.int32),
-                np.where(own_bK, block.score_BK[lines], 0.0).astype(np.float32),
-                self.graph.item_ID,
-                at_most=self.at_most_reasons,
-                threads=threads,
-            )
-            why.kind_BKR[lines] = np.where(own_bK[..., None], KINDS.index("liked"), why.kind_BKR[lines])
-            why.item_BKR[lines] = np.where(own_bK[..., None], found.item_BKR, why.item_BKR[lines])
-            why.share_BKR[lines] = np.where(own_bK[..., None], found.share_BKR, why.share_BKR[lines])
+        for tier, product in self.products.items():
+            self._say_why(why, block, tier, product, threads)
         return why
 
+    def _say_why(self, why: Why, block: Lists, tier: int, product: InnerProduct, threads: int | None) -> None:
+        """The person's own items behind the rows of one tier. A folded row has met them and liked none."""
+        lines = np.flatnonzero((block.tier_BK == tier).any(axis=1))
+        if not len(lines):
+            return
+        own_bK = block.tier_BK[lines] == tier
+        found = reasons(
+            self.histories[tier],
+            product.row_U[block.users[lines]],
+            np.where(own_bK, block.item_BK[lines], NO_ITEM).astype(np.int32),
+            np.where(own_bK, block.score_BK[lines], 0.0).astype(np.float32),
+            product.item_ID,
+            at_most=self.at_most_reasons,
+            threads=threads,
+        )
+        own_bK1 = own_bK[..., None]
+        kind = KINDS.index("liked" if tier == GRAPH else "met")
+        why.kind_BKR[lines] = np.where(own_bK1, kind, why.kind_BKR[lines])
+        why.item_BKR[lines] = np.where(own_bK1, found.item_BKR, why.item_BKR[lines])
+        why.share_BKR[lines] = np.where(own_bK1, found.share_BKR, why.share_BKR[lines])
+
     def _counts(self, block: Lists) -> Counts:
-        without = self.graph.row_U[block.users] < 0
+        without = self.products[GRAPH].row_U[block.users] < 0
         return {**counts_of(block, self.rules), "users": {"without_a_trained_row": int(without.sum())}}

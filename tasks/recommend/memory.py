@@ -18,6 +18,9 @@ BLOCK_AT_LEAST = 8 * MIB
 THREAD_BYTES = 8 * MIB
 LARGEST_SHARD_SHARE = 0.5  # of what the fixed part leaves, for the rows of a shard; blocks get the rest
 BYTES_PER_SCORE = 12  # of a block: models/topk.py
+BYTES_PER_PERSON = 96  # rows in the graph and in tiers, groups, where their pairs begin
+BYTES_PER_LIKE = 40  # its moment, weight and segment, while what is popular is counted
+BYTES_PER_GROUP_ITEM = 40  # scores, their order and the rule that forbids: rules.py, tiers.py, models/selection.ByGroup
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     """peak = fixed + rows of a shard + block + threads, each as below.
 
     fixed    LIBRARIES_BYTES; the served tables, and the item table once more as the scan has it; what people like
-             and have met; ids; 24 bytes a person and 64 an item
+             and have met; ids, those of people twice; BYTES_PER_PERSON, BYTES_PER_LIKE and 64 an item;
+             BYTES_PER_GROUP_ITEM for each item in each segment and once for everybody; 40 for each pair met where
+             there are blocked ones; a row of the model for whoever is folded in
     shard    users x list length x bytes of a row (id types decide), twice: while it is written, groups are encoded
     block    what is left, between BLOCK_AT_LEAST (or one user's scores) and BLOCK_AT_MOST
     threads  THREAD_BYTES each
@@ -82,9 +87,9 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
         + Path(sources.served_path).stat().st_size
         + _bytes_of_table(sources.served_path, "item_ID")
         + sum(path.stat().st_size for name in ("liked_all", "seen_all") for path in graph.glob(f"{name}.*.npy"))
-        + sum(ids.count * ids.bytes_each for ids in (user_ids, item_ids))
-        + 24 * sources.num_people
-        + 64 * sources.num_items
+        + 2 * sources.num_people * user_ids.bytes_each
+        + item_ids.count * item_ids.bytes_each
+        + _bytes_of_rules(sources, graph)
     )
     user_bytes = 2 * list_length * bytes_per_row(user_ids, item_ids, settings.reasons)
     least_users = min(settings.users_per_shard, max(1, ROW_GROUP_ROWS // list_length), max(1, sources.num_people))
@@ -112,6 +117,19 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     )
 
 
+def _bytes_of_rules(sources: Sources, graph: Path) -> int:
+    """And of tiers: what stands beside the model's tables for as long as lists are made, at its peak."""
+    entries = {name: (graph / f"{name}.indices.npy").stat().st_size // 4 for name in ("liked_all", "seen_all")}
+    blocked = 40 * (entries["seen_all"] + sources.table_rows["blocked"]) if "blocked" in sources.table_rows else 0
+    return (
+        BYTES_PER_PERSON * sources.num_people
+        + BYTES_PER_LIKE * entries["liked_all"]
+        + (64 + BYTES_PER_GROUP_ITEM * (1 + sources.num_segments)) * sources.num_items
+        + blocked
+        + sources.num_folded * 4 * _columns(sources.served_path, "item_ID")
+    )
+
+
 def bytes_per_row(user_ids: Ids, item_ids: Ids, reasons: int) -> int:
     """Of a finished row in memory: ids, rank and score 4 each, tier 16, a place in the list of reasons 8; of each
     reason kind 16, share 4 and the item's id."""
@@ -123,3 +141,8 @@ def _bytes_of_table(path: str, name: str) -> int:
     with safe_open(path, framework="np") as tables:
         rows, columns = tables.get_slice(name).get_shape()
     return int(rows) * int(columns) * 4
+
+
+def _columns(path: str, name: str) -> int:
+    with safe_open(path, framework="np") as tables:
+        return int(tables.get_slice(name).get_shape()[1])

@@ -24,7 +24,7 @@ def integer_ids(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def world(integer_ids: bool) -> World:
-    """Two tastes, and three unusual users.
+    """Two tastes, and four unusual users.
 
     30 and 31 never liked anything of what they met, 32 has met everything, 33 everything but four.
     """
@@ -114,19 +114,22 @@ def test_the_lists_are_of_their_users_taste(recommendations: Recommendations, wo
     assert np.mean(own) > 0.95
 
 
-def test_users_without_likes_get_the_most_popular_of_what_they_have_not_met(
+def test_users_without_likes_are_folded_in_from_what_they_met(
     recommendations: Recommendations, world: World, integer_ids: bool
 ) -> None:
-    likes = dict(world.seen.filter("liked").group_by("item_id").len().rows())
+    """They met mostly things of their own taste."""
     rows = rows_of(recommendations)
     for number in (30, 31):
         user = name("u", number, integer_ids)
         met = set(world.seen.filter(pl.col("user_id") == user)["item_id"])
-        unseen = sorted(set(world.taste_of_item) - met, key=lambda item: (-likes.get(item, 0), item))
         own = rows.filter(pl.col("user_id") == user)
-        assert own["item_id"].to_list() == unseen[:10]
-        assert own["tier"].to_list() == ["popular"] * 10
+        assert own["tier"].to_list() == ["fold_in"] * 10
+        assert np.mean([world.taste_of_item[item] == number % 2 for item in own["item_id"]]) >= 0.9
+        because = own.explode("reasons").unnest("reasons", separator=".")
+        assert set(because["reasons.kind"]) == {"met"}
+        assert set(because["reasons.item_id"]) <= met
     assert recommendations.users_without_a_trained_row == 2
+    assert recommendations.users_by_tier["fold_in"] == 2
 
 
 def test_who_has_met_everything_gets_no_list_and_is_counted(
