@@ -112,9 +112,12 @@ def _faults_of(
     yield "rows out of order", ordered.select((out_of_order | pl.col("rank").is_null()).sum()).item()
     lengths = rows.group_by("user_index").agg(pl.len(), pl.col("rank").min()).sort("user_index")
     listed, length = lengths["user_index"].to_numpy(), lengths["len"].to_numpy()
-    wrong = (length != expected_P[listed]) | (lengths["rank"].to_numpy() != 1)
+    wrong = length != expected_P[listed]
     if known.settings.at_most_per_category is not None:
-        wrong &= ~((length < expected_P[listed]) & _as_long_as_the_cap_lets_be(rows, listed, known))
+        short = length < expected_P[listed]
+        of_short = rows.filter(pl.col("user_index").is_in(pl.Series(listed[short]).implode()))
+        wrong[short] = ~_as_long_as_the_cap_lets_be(of_short, listed[short], known)
+    wrong |= lengths["rank"].to_numpy() != 1
     yield "lists of a wrong length", int(wrong.sum())
     yield "users in two files", int(met_P[listed].sum())
     yield "files out of order", int(len(listed) > 0 and met_P[listed[0] + 1 :].any())  # rows are in id order

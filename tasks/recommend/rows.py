@@ -37,33 +37,36 @@ class Why:
 
 
 def rows_of(block: Lists, why: Why, user_ids: pl.Series, item_ids: pl.Series) -> pl.DataFrame:
-    line, column = np.nonzero(block.item_BK != NO_ITEM)
+    listed_BK = block.item_BK != NO_ITEM
+    num_lists, k = listed_BK.shape
+    rank_BK = np.broadcast_to(np.arange(1, k + 1, dtype=np.int32), (num_lists, k))
     return pl.DataFrame(
         {
-            "user_id": user_ids.gather(block.users[line]),
-            "rank": pl.Series((column + 1).astype(np.int32)),
-            "item_id": item_ids.gather(block.item_BK[line, column]),
-            "score": pl.Series(block.score_BK[line, column].astype(np.float32)),
-            "tier": pl.Series(TIERS, dtype=pl.String).gather(block.tier_BK[line, column]),
-            "reasons": _reasons(why, line, column, item_ids),
+            "user_id": user_ids.gather(np.repeat(block.users, listed_BK.sum(axis=1))),
+            "rank": pl.Series(rank_BK[listed_BK]),
+            "item_id": item_ids.gather(block.item_BK[listed_BK]),
+            "score": pl.Series(block.score_BK[listed_BK].astype(np.float32)),
+            "tier": pl.Series(TIERS, dtype=pl.String).gather(block.tier_BK[listed_BK]),
+            "reasons": _reasons(why, listed_BK, item_ids),
         }
     )
 
 
-def _reasons(why: Why, line: np.ndarray, column: np.ndarray, item_ids: pl.Series) -> pl.Series:
-    share_NR = why.share_BKR[line, column]
-    row, place = np.nonzero(share_NR > 0.0)
-    item = why.item_BKR[line, column][row, place]
+def _reasons(why: Why, listed_BK: npt.NDArray[np.bool_], item_ids: pl.Series) -> pl.Series:
+    share_NR = why.share_BKR[listed_BK]
+    is_one_NR = share_NR > 0.0
+    item = why.item_BKR[listed_BK][is_one_NR]
+    names = item_ids.gather(np.maximum(item, 0))
+    if (item == NO_ITEM).any():
+        names = names.zip_with(pl.Series(item != NO_ITEM), pl.Series([None], dtype=item_ids.dtype))
     structs = pl.DataFrame(
         {
-            "kind": pl.Series(KINDS, dtype=pl.String).gather(why.kind_BKR[line, column][row, place]),
-            "item_id": item_ids.gather(pl.Series(np.maximum(item, 0))).zip_with(
-                pl.Series(item != NO_ITEM), pl.Series([None], dtype=item_ids.dtype)
-            ),
-            "share": pl.Series(share_NR[row, place], dtype=pl.Float32),
+            "kind": pl.Series(KINDS, dtype=pl.String).gather(why.kind_BKR[listed_BK][is_one_NR]),
+            "item_id": names,
+            "share": pl.Series(share_NR[is_one_NR], dtype=pl.Float32),
         }
     ).to_struct("reasons")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(line)))]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(is_one_NR.sum(axis=1))]).astype(np.int64)
     lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), structs.to_arrow())))
     return lists.cast(pl.List(structs.dtype))
 
@@ -89,10 +92,11 @@ def _removed(block: Lists, rules: Rules) -> np.ndarray:
     """The rule of each wished item that is in no list. What no other rule took, the cap on categories did."""
     rule_BK = rules.forbidding(block.users, block.wished_BK)
     if rules.cap is not None:
-        line = np.arange(len(block.users))[:, None] * np.int64(rules.rule_GI.shape[1] + 1)
-        stands_BK = np.isin(line + block.wished_BK + 1, line + block.item_BK + 1)
-        capped = (rule_BK == NONE) & (block.wished_BK != NO_ITEM) & ~stands_BK
-        rule_BK = np.where(capped, RULES.index("category"), rule_BK)
+        line_B1 = np.arange(len(block.users))[:, None] * np.int64(rules.rule_GI.shape[1])
+        allowed_BK = (rule_BK == NONE) & (block.wished_BK != NO_ITEM)
+        listed = (line_B1 + block.item_BK)[block.item_BK != NO_ITEM]
+        stands = np.isin((line_B1 + block.wished_BK)[allowed_BK], listed, assume_unique=True)
+        rule_BK[allowed_BK] = np.where(stands, NONE, RULES.index("category"))
     return rule_BK[rule_BK != NONE]
 
 
