@@ -172,7 +172,8 @@ def _both(one: Csr, other: Csr) -> Csr:
         return one
     rows = np.arange(one.num_rows)
     pairs = [np.repeat(rows, csr.counts()) << 32 | csr.indices for csr in (one, other)]
-    pair_E = np.unique(np.concatenate(pairs))
+    pair_E = np.sort(np.concatenate(pairs), kind="stable")  # two runs: several times faster than np.unique
+    pair_E = pair_E[np.append(True, pair_E[1:] != pair_E[:-1])]
     return Csr(np.searchsorted(pair_E, np.arange(len(rows) + 1) << 32), (pair_E & 0xFFFFFFFF).astype(np.int32))
 
 
