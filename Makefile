@@ -7,7 +7,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly test lint types bench-night bench-recipe bench-training bench-training-best \
-  bench-training-growth bench-training-ranks bench-training-kills bench-topk up down clean
+  bench-training-growth bench-training-ranks bench-training-kills bench-topk \
+  bench-fold-in up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ bench-night: .venv/dev ## whole nights on MovieLens: seconds, memory, quality; D
 
 bench-recipe: .venv/dev ## why the training defaults are what they are, on validation; DATA= ONLY="ml1m gowalla"
 	@$(BIN)/python -m benchmarks.recipe $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
+
+bench-fold-in: .venv/dev ## folded-in rows beside trained ones, by number of events, on validation; DATA= ONLY="ml100k gowalla"
+	@$(BIN)/python -m benchmarks.fold_in $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
 
 bench-training: .venv/dev ## operator, step, adjacency, time to the paper's quality, rivals; DATA=
 	@$(BIN)/python -m benchmarks.training $(if $(DATA),--data "$(DATA)")
