@@ -184,10 +184,11 @@ class RecommendConfig(_Settings):
     )
     max_item_age_days: int | None = Field(None, ge=0, le=36_500, description="Older items are not recommended.")
     popular_half_life_days: float | None = Field(
-        30.0,
-        gt=0.0,
+        None,
+        ge=0.0,
         le=36_500.0,
-        description="For what is popular a like of so many days ago counts half. None: all likes count the same.",
+        description="For what is popular a like that is so many days older counts half; 0: all count the same. None: "
+        "as long as the newest 5,000 likes took to come in, a week at least.",
     )
     reasons: int = Field(3, ge=0, le=3, description="Reasons for each recommended item, at most.")
 

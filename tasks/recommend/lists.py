@@ -113,7 +113,7 @@ class Everybody:
             self.products[FOLD_IN] = InnerProduct(folded.user_RD, served["item_ID"], row_P, is_liked_I)
             self.histories[FOLD_IN] = folded.histories
 
-        weight_E = weight_of_likes(np.load(Path(folder) / "liked_at.npy"), as_of, settings.popular_half_life_days)
+        weight_E = weight_of_likes(np.load(Path(folder) / "liked_at.npy"), settings.popular_half_life_days)
         liked_P = self.people.spread(liked)
         self.popular = {POPULAR: popular_of_everybody(liked_P, weight_E, sources.num_items)}
         if self.people.segments:

@@ -1,12 +1,12 @@
 """What is popular lately: of everybody, and in each segment. What lists end with, and what newcomers begin with.
 
-A like counts 1 on the night's date and half as much popular_half_life_days before it. It never counts less than a
-millionth: what nobody has liked for years is still ordered by how many ever did.
+The newest like counts 1, and one that is popular_half_life_days older half as much; never less than a millionth, so
+that what nobody has liked for years is still ordered by how many ever did. From the newest like, not from the night's
+date: the order is the same, and events that stopped long ago do not all end at a millionth.
 """
 
 import itertools
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from models.scorers import GroupScores
 from tasks.recommend.rules import DAY_US, People
 
 LEAST_WEIGHT = 2.0**-20
+# No fixed number of days serves both a source with 260 likes a day and one with 9 (benchmarks/README.md, "Popular").
+LIKES_OF_A_HALF_LIFE = 5_000
+LEAST_HALF_LIFE_DAYS = 7.0  # a whole week, or Sunday's taste would make Monday's lists
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Popular:
         return (score / np.maximum(self.total_G[self.scores.group_U[users]], LEAST_WEIGHT)).astype(np.float32)
 
 
-def weight_of_likes(liked_at_E: np.ndarray, as_of: date, half_life_days: float | None) -> npt.NDArray[np.float64]:
-    """(E,) how much each like counts, from its moment in microseconds since 1970 UTC. None: all the same."""
-    if half_life_days is None:
+def weight_of_likes(liked_at_E: np.ndarray, half_life_days: float | None) -> npt.NDArray[np.float64]:
+    """(E,) how much each like counts, from its moment in microseconds. None: as the data has it; 0: all the same."""
+    if half_life_days == 0.0 or not len(liked_at_E):
         return np.ones(len(liked_at_E))
-    midnight_us = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC).timestamp() * 1e6
-    age_days_E = (midnight_us - liked_at_E) / DAY_US
+    age_days_E = (liked_at_E.max() - liked_at_E) / DAY_US
+    if half_life_days is None:
+        newest = min(len(age_days_E), LIKES_OF_A_HALF_LIFE)
+        half_life_days = max(LEAST_HALF_LIFE_DAYS, float(np.partition(age_days_E, newest - 1)[newest - 1]))
     return np.maximum(np.exp2(-age_days_E / half_life_days), LEAST_WEIGHT)
 
 

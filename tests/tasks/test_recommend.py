@@ -14,7 +14,7 @@ from tasks.recommend.everyone import recommend_everyone
 from tasks.run import file_sha256
 from tests.worlds import World, build_graph_of, fit_here, met_once, name, two_taste_world
 
-TOP_10 = RecommendConfig(k=10, popular_half_life_days=None)
+TOP_10 = RecommendConfig(k=10, popular_half_life_days=0)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["strings", "integers"])
@@ -162,7 +162,7 @@ def test_the_parts_are_cut_by_users_and_hold_the_same_lists(
     graph: Graph, fitted: Fitted, recommendations: Recommendations, tmp_path: Path
 ) -> None:
     """Config does not allow so small parts and blocks; the function does."""
-    small = RecommendConfig.model_construct(k=10, users_per_shard=7, popular_half_life_days=None)
+    small = RecommendConfig.model_construct(k=10, users_per_shard=7, popular_half_life_days=0)
     cut = recommend_everyone(graph, fitted, small, tmp_path)
     assert len(cut.parts) == 6
     assert [part.users for part in cut.parts] == [7, 7, 7, 7, 6, 5], "user 32 has no rows"

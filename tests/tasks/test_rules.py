@@ -100,7 +100,7 @@ def night(graph: Graph, fitted: Fitted, tmp_path: Path) -> Callable[..., tuple[R
     """The finished lists, passed by the gate, which works out the rules in its own way."""
 
     def make(told: Tables, **changes: object) -> tuple[Recommendations, pl.DataFrame]:
-        config = RecommendConfig(**{"k": 10, "popular_half_life_days": None, **changes})  # type: ignore[arg-type]
+        config = RecommendConfig(**{"k": 10, "popular_half_life_days": 0, **changes})  # type: ignore[arg-type]
         folder = tmp_path / f"lists-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         finished = recommend_everyone(graph, fitted, config, folder, tables=told, as_of=AS_OF)
@@ -319,11 +319,20 @@ def test_reasons_are_as_many_as_were_asked_for(world: World, tables: MakeTables,
 
 def test_an_old_like_counts_less_and_never_nothing(graph: Graph, tables: MakeTables, night: Callable) -> None:
     moments = np.array([MIDNIGHT_US, MIDNIGHT_US - 10 * DAY_US, MIDNIGHT_US - 10_000 * DAY_US])
-    np.testing.assert_array_equal(weight_of_likes(moments, AS_OF, 10.0), [1.0, 0.5, LEAST_WEIGHT])
-    np.testing.assert_array_equal(weight_of_likes(moments, AS_OF, None), [1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(weight_of_likes(moments, 10.0), [1.0, 0.5, LEAST_WEIGHT])
+    np.testing.assert_array_equal(weight_of_likes(moments, 0.0), [1.0, 1.0, 1.0])
+    assert weight_of_likes(moments[:0], 10.0).shape == (0,)
     _, decayed = night(tables(users=["zz"]), popular_half_life_days=1.0)
     _, counted = night(tables(users=["zz"]))
     assert list_of(decayed, "zz") != list_of(counted, "zz")
+
+
+def test_the_half_life_is_as_long_as_the_newest_likes_took_and_a_week_at_least() -> None:
+    a_like_a_day = np.arange(20_000) * DAY_US
+    assert weight_of_likes(a_like_a_day, None)[-1 - 4_999] == 0.5
+    assert weight_of_likes(a_like_a_day[:100], None)[0] == 0.5, "fewer likes than that: all the time there is"
+    a_thousand_a_day = np.arange(20_000) * (DAY_US // 1000)
+    assert weight_of_likes(a_thousand_a_day, None)[-1 - 7_000] == 0.5
 
 
 def test_popularity_says_what_a_count_by_hand_says(graph: Graph, tables: MakeTables) -> None:
@@ -331,11 +340,11 @@ def test_popularity_says_what_a_count_by_hand_says(graph: Graph, tables: MakeTab
     told = tables(segment={f"u{number:03d}": f"s{number % 3}" for number in range(0, 40, 2)})
     people = read_people(graph.folder, told)
     liked, when = load_csr(graph.folder, "liked_all"), np.load(Path(graph.folder) / "liked_at.npy")
-    weight = weight_of_likes(when, AS_OF, 7.0)
+    weight = weight_of_likes(when, 7.0)
     everybody, groups = np.zeros(60), np.zeros((3, 60))
     for user in range(40):
         for entry in range(liked.indptr[user], liked.indptr[user + 1]):
-            value = 2.0 ** (-((MIDNIGHT_US - when[entry]) / DAY_US) / 7.0)
+            value = 2.0 ** (-((when.max() - when[entry]) / DAY_US) / 7.0)
             everybody[liked.indices[entry]] += value
             if people.segment_P[user] >= 0:
                 groups[people.segment_P[user], liked.indices[entry]] += value
@@ -447,7 +456,7 @@ def test_lists_under_any_rules_pass_the_gate_and_count_what_was_removed(
     finished, rows = night(told, **config)
     people = read_people(graph.folder, told)
     rules = read_rules(graph.folder, told, people, RecommendConfig(**config), AS_OF)  # type: ignore[arg-type]
-    free = Everybody(Sources.of(graph, fitted, RecommendConfig(k=12, popular_half_life_days=None), told, AS_OF))
+    free = Everybody(Sources.of(graph, fitted, RecommendConfig(k=12, popular_half_life_days=0), told, AS_OF))
     nothing = Csr(np.zeros(len(people) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
     free.rules = replace(
         free.rules, seen=nothing, blocked=nothing, excluded=nothing, rule_GI=free.rules.rule_GI * 0 - 1
