@@ -25,7 +25,7 @@ from tasks.errors import NightError
 from tasks.recommend.lists import Everybody, Sources
 from tasks.recommend.shards import Counts, Shard, add_counts, cut_into_shards, finished_shard, write_shard
 
-EVERY_S = 1.0  # progress on disk
+EVERY_S = 0.2  # progress on disk
 
 
 @dataclass(frozen=True)
