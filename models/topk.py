@@ -21,6 +21,7 @@ from models.selection import NO_ITEM, Allowed, ByGroup, ByProduct, ByScores, ByT
 
 BYTES_PER_SCORE = 12
 USERS_AT_ONCE = 8192  # of an inner product or a ready list: what a thread takes at a time
+BYTES_PER_PLACE = 128  # of a list, for those that a thread is at and the finished ones that wait
 RANKED_AT_ONCE = 2_000_000  # entries of rankings that stand in memory at a time
 DEEPER = 4  # times as many candidates where a cap used up those that there were
 
@@ -66,12 +67,15 @@ def top_k(
     """Blocks of lists for `users`, in their order. Nothing excluded, or not allowed, or beyond the cap is in a list.
 
     Where a tier has an opinion on fewer than K such items, the next tier's best fill the list; it is shorter than K
-    only if they cannot either. `block_bytes` is shared out among the threads (none: as many as torch has).
+    only if they cannot either. `block_bytes` is shared out among the threads (none: as many as torch has): so
+    much for products or scores, and so much again for lists.
     """
     threads = max(1, torch.get_num_threads() if threads is None else threads)
     forbidden = Forbidden(excluded, allowed, np.argsort(item_rank_I, kind="stable"))
     rankings = [ranking_of(scorer, forbidden, block_bytes // threads) for scorer in tiers]
-    size = users_per_block(tiers, len(item_rank_I), block_bytes // threads, -(-len(users) // threads))
+    lists_at_most = max(1, block_bytes // threads // (BYTES_PER_PLACE * max(1, k)))
+    at_most = min(-(-len(users) // threads), lists_at_most)
+    size = users_per_block(tiers, len(item_rank_I), block_bytes // threads, at_most)
     blocks = [users[start : start + size] for start in range(0, len(users), size)]
 
     def lists_of(block: npt.NDArray[np.int64]) -> Lists:

@@ -25,7 +25,7 @@ from tasks.recommend.rows import KINDS, Why, counts_of, rows_of
 from tasks.recommend.rules import read_people, read_rules
 from tasks.recommend.served import load_tables
 from tasks.recommend.shards import Counts
-from tasks.recommend.tiers import popular_in_segments, popular_of_everybody, weight_of_likes
+from tasks.recommend.tiers import Likes, popular_in_segments, popular_of_everybody
 from tasks.run import read_ids
 
 GRAPH, FOLD_IN, SEGMENT, POPULAR = range(len(TIERS))
@@ -113,11 +113,11 @@ class Everybody:
             self.products[FOLD_IN] = InnerProduct(folded.user_RD, served["item_ID"], row_P, is_liked_I)
             self.histories[FOLD_IN] = folded.histories
 
-        weight_E = weight_of_likes(np.load(Path(folder) / "liked_at.npy"), settings.popular_half_life_days)
-        liked_P = self.people.spread(liked)
-        self.popular = {POPULAR: popular_of_everybody(liked_P, weight_E, sources.num_items)}
+        liked_at_E = np.load(Path(folder) / "liked_at.npy", mmap_mode="r")
+        likes = Likes(self.people.spread(liked), liked_at_E, settings.popular_half_life_days)
+        self.popular = {POPULAR: popular_of_everybody(likes, sources.num_items)}
         if self.people.segments:
-            in_segments = popular_in_segments(liked_P, weight_E, sources.num_items, self.people)
+            in_segments = popular_in_segments(likes, sources.num_items, self.people)
             self.popular = {SEGMENT: in_segments, **self.popular}
         of_popular = {tier: popular.scores for tier, popular in self.popular.items()}
         self.tiers: dict[int, Scorer] = {**self.products, **of_popular}

@@ -6,21 +6,25 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
+from models.graph import load_csr
+from models.topk import BYTES_PER_SCORE
 from tasks.config import RecommendConfig
 from tasks.errors import RunConfigError
 from tasks.recommend.lists import Sources
 from tasks.recommend.shards import ROW_GROUP_ROWS
 
 MIB = 2**20
-LIBRARIES_BYTES = 450 * MIB  # Python, torch, Polars, a compiled kernel; what a night's own process holds before is its
-BLOCK_AT_MOST = 256 * MIB  # larger ones are no faster
-BLOCK_AT_LEAST = 8 * MIB
+LIBRARIES_BYTES = 512 * MIB  # Python, torch, Polars, compiled code; what a night's own process holds before is its
+WRITER_BYTES = 64 * MIB  # row groups on their way into the file
 THREAD_BYTES = 8 * MIB
+BLOCK_OF_THREAD_AT_MOST = 128 * MIB  # larger ones are no faster
+BLOCK_AT_LEAST = 16 * MIB
 LARGEST_SHARD_SHARE = 0.5  # of what the fixed part leaves, for the rows of a shard; blocks get the rest
-BYTES_PER_SCORE = 12  # of a block: models/topk.py
-BYTES_PER_PERSON = 96  # rows in the graph and in tiers, groups, where their pairs begin
-BYTES_PER_LIKE = 40  # its moment, weight and segment, while what is popular is counted
+# A block is one part products or scores, one part lists (models/topk.py), two parts reasons on their way into rows.
+PARTS_OF_A_BLOCK = 4
+PERSON_BYTES, ITEM_BYTES = 160, 64  # row numbers, segments, weights, where a row begins; and where what stands
 BYTES_PER_GROUP_ITEM = 40  # scores, their order and the rule that forbids: rules.py, tiers.py, models/selection.ByGroup
+COPIES_OF_IDS = 3  # while people of events and of the users table are brought together
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,25 @@ class Memory:
 
     users_per_shard: int
     list_length: int
-    block_bytes: int
     fixed_bytes: int  # libraries, tables, ids, what people have met
     shard_bytes: int  # a shard's rows while they are written
+    all_blocks_bytes: int
     threads_bytes: int
 
     @property
+    def block_bytes(self) -> int:
+        """What top-K is granted."""
+        return self.all_blocks_bytes // PARTS_OF_A_BLOCK
+
+    @property
     def peak_bytes(self) -> int:
-        return self.fixed_bytes + self.shard_bytes + self.block_bytes + self.threads_bytes
+        return self.fixed_bytes + self.shard_bytes + self.all_blocks_bytes + self.threads_bytes
 
     def in_words(self) -> str:
         parts = {
             "fixed": self.fixed_bytes,
             "rows of a shard": self.shard_bytes,
-            "block": self.block_bytes,
+            "block": self.all_blocks_bytes,
             "threads": self.threads_bytes,
         }
         told = ", ".join(f"{name} {num_bytes / MIB:,.0f}" for name, num_bytes in parts.items())
@@ -66,14 +75,13 @@ class Ids:
 
 
 def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) -> Memory:
-    """peak = fixed + rows of a shard + block + threads, each as below.
+    """peak = fixed + rows of a shard + block + threads, where
 
-    fixed    LIBRARIES_BYTES; the served tables, and the item table once more as the scan has it; what people like
-             and have met; ids, those of people twice; BYTES_PER_PERSON, BYTES_PER_LIKE and 64 an item;
-             BYTES_PER_GROUP_ITEM for each item in each segment and once for everybody; 40 for each pair met where
-             there are blocked ones; a row of the model for whoever is folded in
-    shard    users x list length x bytes of a row (id types decide), twice: while it is written, groups are encoded
-    block    what is left, between BLOCK_AT_LEAST (or one user's scores) and BLOCK_AT_MOST
+    fixed    LIBRARIES_BYTES and WRITER_BYTES; the served tables, and the item table once more as the scan has it; what
+             people like and have met; ids COPIES_OF_IDS times; PERSON_BYTES and ITEM_BYTES each; what rules and
+             tiers need (_bytes_of_rules)
+    shard    users x list length x bytes_per_row
+    block    what is left, up to BLOCK_OF_THREAD_AT_MOST for each thread
     threads  THREAD_BYTES each
 
     How people are cut into shards follows the cap and the data alone, never threads or ranks: the same bytes on any
@@ -84,24 +92,28 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     list_length = max(1, min(sources.k, sources.num_items))
     fixed = (
         LIBRARIES_BYTES
+        + WRITER_BYTES
         + Path(sources.served_path).stat().st_size
         + _bytes_of_table(sources.served_path, "item_ID")
-        + sum(path.stat().st_size for name in ("liked_all", "seen_all") for path in graph.glob(f"{name}.*.npy"))
-        + 2 * sources.num_people * user_ids.bytes_each
-        + item_ids.count * item_ids.bytes_each
-        + _bytes_of_rules(sources, graph)
+        + sum(_bytes_of_arrays(graph, name) for name in ("liked_all", "liked_at", "seen_all"))
+        + COPIES_OF_IDS * sources.num_people * user_ids.bytes_each
+        + COPIES_OF_IDS * sources.num_items * item_ids.bytes_each
+        + PERSON_BYTES * sources.num_people
+        + ITEM_BYTES * sources.num_items
+        + _bytes_of_rules(sources, settings)
     )
-    user_bytes = 2 * list_length * bytes_per_row(user_ids, item_ids, settings.reasons)
+    user_bytes = list_length * bytes_per_row(user_ids, item_ids, settings.reasons)
     least_users = min(settings.users_per_shard, max(1, ROW_GROUP_ROWS // list_length), max(1, sources.num_people))
-    least_block = max(BLOCK_AT_LEAST, BYTES_PER_SCORE * sources.num_items)
+    # A thread that writes scores out holds those of one user at least.
+    least_block = max(BLOCK_AT_LEAST, PARTS_OF_A_BLOCK * threads * BYTES_PER_SCORE * sources.num_items)
     cap = settings.memory_mib * MIB
-    least = fixed + threads * THREAD_BYTES + max(least_users * user_bytes / LARGEST_SHARD_SHARE, 0) + least_block
+    least = fixed + int(least_users * user_bytes / LARGEST_SHARD_SHARE) + least_block + threads * THREAD_BYTES
     if cap < least:
         raise RunConfigError(
-            f"recommend.memory_mib is {settings.memory_mib:,}, and {-(-int(least) // MIB):,} is the least that is "
-            f"enough: {fixed / MIB:,.0f} MiB for libraries, the model's tables, ids and what "
-            f"{sources.num_people:,} people have met, {threads * THREAD_BYTES / MIB:,.0f} for {threads} threads, the "
-            f"rest for rows and scores. Nothing was published. Set recommend.memory_mib to that or more."
+            f"recommend.memory_mib is {settings.memory_mib:,}, and {-(-least // MIB):,} is the least that is enough: "
+            f"{fixed / MIB:,.0f} MiB for libraries, the model's tables, ids, rules and what {sources.num_people:,} "
+            f"people have met, {threads * THREAD_BYTES / MIB:,.0f} for {threads} threads, the rest for rows and "
+            "scores. Nothing was published. Set recommend.memory_mib to that or more."
         )
     users = int((cap - fixed) * LARGEST_SHARD_SHARE) // user_bytes
     users_per_shard = max(1, min(settings.users_per_shard, users))
@@ -110,31 +122,39 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     return Memory(
         users_per_shard=users_per_shard,
         list_length=list_length,
-        block_bytes=min(left, max(BLOCK_AT_MOST, least_block)),
         fixed_bytes=fixed,
         shard_bytes=shard_bytes,
+        all_blocks_bytes=min(left, max(threads * BLOCK_OF_THREAD_AT_MOST, least_block)),
         threads_bytes=threads * THREAD_BYTES,
-    )
-
-
-def _bytes_of_rules(sources: Sources, graph: Path) -> int:
-    """And of tiers: what stands beside the model's tables for as long as lists are made, at its peak."""
-    entries = {name: (graph / f"{name}.indices.npy").stat().st_size // 4 for name in ("liked_all", "seen_all")}
-    blocked = 40 * (entries["seen_all"] + sources.table_rows["blocked"]) if "blocked" in sources.table_rows else 0
-    return (
-        BYTES_PER_PERSON * sources.num_people
-        + BYTES_PER_LIKE * entries["liked_all"]
-        + (64 + BYTES_PER_GROUP_ITEM * (1 + sources.num_segments)) * sources.num_items
-        + blocked
-        + sources.num_folded * 4 * _columns(sources.served_path, "item_ID")
     )
 
 
 def bytes_per_row(user_ids: Ids, item_ids: Ids, reasons: int) -> int:
     """Of a finished row in memory: ids, rank and score 4 each, tier 16, a place in the list of reasons 8; of each
-    reason kind 16, share 4 and the item's id."""
+    reason kind 16, share 4 and the item's id. And a quarter for what malloc keeps between blocks."""
     reason = 16 + 4 + item_ids.bytes_each
-    return user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16 + 8 + reasons * reason
+    row = user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16 + 8 + reasons * reason
+    return row + row // 4
+
+
+def _bytes_of_rules(sources: Sources, settings: RecommendConfig) -> int:
+    """And of tiers: what stands beside the model's tables, or stood there while it was read."""
+    graph, tables = Path(sources.graph_folder), Path(sources.tables_folder)
+    needed = BYTES_PER_GROUP_ITEM * (1 + sources.num_segments) * sources.num_items
+    needed += sum(8 * (tables / f"{name}.parquet").stat().st_size for name in sources.table_rows)
+    needed += sources.num_folded * 3 * 4 * _columns(sources.served_path, "item_ID")  # rows while they are added up
+    if sources.num_folded:
+        is_folded = load_csr(graph, "liked_all").counts() == 0
+        needed += 40 * int(load_csr(graph, "seen_all").counts()[is_folded].sum())
+    if settings.seen_days is not None:
+        needed += 4 * _bytes_of_arrays(graph, "seen_at")
+    if "blocked" in sources.table_rows:
+        needed += 10 * _bytes_of_arrays(graph, "seen_all") + 80 * sources.table_rows["blocked"]
+    return needed
+
+
+def _bytes_of_arrays(graph: Path, name: str) -> int:
+    return sum(path.stat().st_size for path in graph.glob(f"{name}.*npy"))
 
 
 def _bytes_of_table(path: str, name: str) -> int:

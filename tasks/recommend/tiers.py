@@ -6,6 +6,7 @@ date: the order is the same, and events that stopped long ago do not all end at 
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from models.scorers import GroupScores
 from tasks.recommend.rules import DAY_US, People
 
 LEAST_WEIGHT = 2.0**-20
+LIKES_AT_ONCE = 1_000_000
 # No fixed number of days serves both a source with 260 likes a day and one with 9 (benchmarks/README.md, "Popular").
 LIKES_OF_A_HALF_LIFE = 5_000
 LEAST_HALF_LIFE_DAYS = 7.0  # a whole week, or Sunday's taste would make Monday's lists
@@ -33,34 +35,73 @@ class Popular:
         return (score / np.maximum(self.total_G[self.scores.group_U[users]], LEAST_WEIGHT)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Likes:
+    """Every like by person, and its moment (E,) in microseconds; looked at some people at a time.
+
+    half_life_days: none: as the data has it; 0: all count the same.
+    """
+
+    by_person: Csr
+    at_E: npt.NDArray[np.int64]
+    half_life_days: float | None
+
+    def weigh(self) -> Iterator[tuple[slice, npt.NDArray[np.int32], npt.NDArray[np.float64]]]:
+        """People, and of their likes one after another the item and how much it counts."""
+        indptr = self.by_person.indptr
+        if not (num_likes := int(indptr[-1])):
+            return
+        newest, half_life_days = half_life_of(self.at_E, self.half_life_days)
+        ends = np.searchsorted(indptr, np.arange(LIKES_AT_ONCE, num_likes + LIKES_AT_ONCE, LIKES_AT_ONCE))
+        for start, stop in itertools.pairwise(np.unique([0, *np.minimum(ends, self.by_person.num_rows)])):
+            entries = slice(int(indptr[start]), int(indptr[stop]))
+            weight_e = _weights(self.at_E[entries], newest, half_life_days)
+            yield slice(int(start), int(stop)), self.by_person.indices[entries], weight_e
+
+
 def weight_of_likes(liked_at_E: np.ndarray, half_life_days: float | None) -> npt.NDArray[np.float64]:
-    """(E,) how much each like counts, from its moment in microseconds. None: as the data has it; 0: all the same."""
-    if half_life_days == 0.0 or not len(liked_at_E):
+    """(E,) how much each like counts."""
+    return _weights(liked_at_E, *half_life_of(liked_at_E, half_life_days))
+
+
+def _weights(liked_at_E: np.ndarray, newest_us: int, half_life_days: float) -> npt.NDArray[np.float64]:
+    if half_life_days == 0.0:
         return np.ones(len(liked_at_E))
-    age_days_E = (liked_at_E.max() - liked_at_E) / DAY_US
-    if half_life_days is None:
-        newest = min(len(age_days_E), LIKES_OF_A_HALF_LIFE)
-        half_life_days = max(LEAST_HALF_LIFE_DAYS, float(np.partition(age_days_E, newest - 1)[newest - 1]))
+    age_days_E = (newest_us - liked_at_E) / DAY_US
     return np.maximum(np.exp2(-age_days_E / half_life_days), LEAST_WEIGHT)
 
 
-def popular_of_everybody(liked: Csr, weight_E: np.ndarray, num_items: int) -> Popular:
-    """An opinion on every item, so that a list is short only where nothing is left. `liked` is by person."""
-    score_I = np.bincount(liked.indices, weights=weight_E, minlength=num_items)
-    everybody_P = np.zeros(liked.num_rows, dtype=np.int64)
+def half_life_of(liked_at_E: np.ndarray, half_life_days: float | None) -> tuple[int, float]:
+    """The newest like's moment, and the half-life in days."""
+    if half_life_days == 0.0 or not len(liked_at_E):
+        return 0, 0.0
+    newest = np.zeros(0, dtype=np.int64)  # so many of them, in any order
+    for start in range(0, len(liked_at_E), LIKES_AT_ONCE):
+        newest = np.concatenate([newest, liked_at_E[start : start + LIKES_AT_ONCE]])
+        if len(newest) > LIKES_OF_A_HALF_LIFE:
+            newest = np.partition(newest, -LIKES_OF_A_HALF_LIFE)[-LIKES_OF_A_HALF_LIFE:]
+    if half_life_days is None:
+        half_life_days = max(LEAST_HALF_LIFE_DAYS, float((newest.max() - newest.min()) / DAY_US))
+    return int(newest.max()), half_life_days
+
+
+def popular_of_everybody(likes: Likes, num_items: int) -> Popular:
+    """An opinion on every item, so that a list is short only where nothing is left."""
+    score_I = np.zeros(num_items)
+    for _, item_e, weight_e in likes.weigh():
+        np.add.at(score_I, item_e, weight_e)  # one by one, in the order of likes, whatever the pieces
+    everybody_P = np.zeros(likes.by_person.num_rows, dtype=np.int64)
     return Popular(GroupScores(score_I[None].astype(np.float32), everybody_P), score_I.sum(keepdims=True))
 
 
-def popular_in_segments(liked: Csr, weight_E: np.ndarray, num_items: int, people: People) -> Popular:
-    """No opinion for people without a segment, nor on what nobody in the segment likes. `liked` is by person."""
-    segment_E = np.repeat(people.segment_P, liked.counts())
-    by_segment = np.argsort(segment_E, kind="stable")
-    ends = np.searchsorted(segment_E[by_segment], np.arange(len(people.segments) + 1))
-    score_GI = np.full((len(people.segments), num_items), -np.inf, dtype=np.float32)
-    total_G = np.zeros(len(people.segments))
-    for segment, (start, end) in enumerate(itertools.pairwise(ends)):
-        likes = by_segment[start:end]
-        score_I = np.bincount(liked.indices[likes], weights=weight_E[likes], minlength=num_items)
-        score_GI[segment, score_I > 0.0] = score_I[score_I > 0.0]
-        total_G[segment] = score_I.sum()
-    return Popular(GroupScores(score_GI, people.segment_P), total_G)
+def popular_in_segments(likes: Likes, num_items: int, people: People) -> Popular:
+    """No opinion for people without a segment, nor on what nobody in the segment likes."""
+    score_GI = np.zeros((len(people.segments), num_items))
+    count_P = likes.by_person.counts()
+    for some, item_e, weight_e in likes.weigh():
+        segment_e = np.repeat(people.segment_P[some], count_P[some])
+        has_one = segment_e >= 0
+        np.add.at(score_GI, (segment_e[has_one], item_e[has_one]), weight_e[has_one])
+    total_G = score_GI.sum(axis=1)
+    score_GI[score_GI == 0.0] = -np.inf
+    return Popular(GroupScores(score_GI.astype(np.float32), people.segment_P), total_G)

@@ -81,7 +81,7 @@ def write_shards(
     """
     folder = Path(spec.folder)
     own = spec.shards[rank::world]
-    people = sum(shard.stop - shard.start for shard in own)
+    people_of_rank = sum(shard.stop - shard.start for shard in own)
     started = time.perf_counter()
     reused = 0
     missing = []
@@ -90,22 +90,28 @@ def write_shards(
             reused += shard.stop - shard.start
         else:
             missing.append(shard)
-        beat(Progress(reused, reused, people, time.perf_counter() - started))
+        beat(Progress(reused, reused, people_of_rank, time.perf_counter() - started))
     if not missing:
         return
     everybody = Everybody(spec.sources)
     started, done = time.perf_counter(), reused
     for shard in missing:
-        frames: list[pl.DataFrame] = []
-        counts: Counts = {}
-        for listed in everybody.lists(shard.start, shard.stop, block_bytes=spec.block_bytes, threads=spec.threads):
-            frames.append(listed.rows)
-            add_counts(counts, listed.counts)
-            done += listed.people
-            beat(Progress(done, reused, people, time.perf_counter() - started))
-        rows = pl.concat(frames, rechunk=False)  # no copy
-        frames.clear()
-        write_shard(folder, shard, rows, key=spec.key, list_length=spec.list_length, counts=counts)
+        for people in _write(everybody, spec, shard):
+            done += people
+            beat(Progress(done, reused, people_of_rank, time.perf_counter() - started))
+
+
+def _write(everybody: Everybody, spec: Spec, shard: Shard) -> Iterator[int]:
+    """How many people are listed, block after block. Its rows are gone before the next shard's are made."""
+    frames: list[pl.DataFrame] = []
+    counts: Counts = {}
+    for listed in everybody.lists(shard.start, shard.stop, block_bytes=spec.block_bytes, threads=spec.threads):
+        frames.append(listed.rows)
+        add_counts(counts, listed.counts)
+        yield listed.people
+    rows = pl.concat(frames, rechunk=False)  # no copy
+    frames.clear()
+    write_shard(Path(spec.folder), shard, rows, key=spec.key, list_length=spec.list_length, counts=counts)
 
 
 # ---- a process of its own

@@ -70,7 +70,7 @@ def bytes_of(folder: str | Path) -> dict[str, bytes]:
 
 def spec_of(graph: Graph, fitted: Fitted, folder: Path, **changes: Any) -> Spec:
     folder.mkdir(exist_ok=True)
-    sources = Sources.of(graph, fitted, settings())
+    sources = Sources.of(graph, fitted, settings(), None, None)
     told: dict[str, Any] = {
         "folder": str(folder),
         "key": "tonight",
@@ -483,7 +483,7 @@ def test_progress_says_how_fast_and_how_long() -> None:
 
 
 def test_too_small_a_cap_says_the_least_that_is_enough(graph: Graph, fitted: Fitted) -> None:
-    sources = Sources.of(graph, fitted, settings())
+    sources = Sources.of(graph, fitted, settings(), None, None)
     with pytest.raises(RunConfigError, match=r"memory_mib is 100, and [\d,]+ is the least that is enough") as refused:
         plan_memory(sources, settings(memory_mib=100), threads=2)
     least = int(re.findall(r"and ([\d,]+) is the least", str(refused.value))[0].replace(",", ""))
@@ -523,17 +523,34 @@ def sources_of_size(folder: Path, *, people: int, items: int, k: int) -> Sources
     with open(folder / "served.safetensors", "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + at)
-    return Sources(str(folder), str(folder / "served.safetensors"), people, items, k)
+    return Sources(
+        graph_folder=str(folder),
+        served_path=str(folder / "served.safetensors"),
+        tables_folder="",
+        table_rows={},
+        as_of="2026-11-24",
+        settings={},
+        num_people=people,
+        num_items=items,
+        num_segments=0,
+        num_folded=0,
+        k=k,
+    )
 
 
-def test_a_process_that_recommends_stays_under_its_cap(tmp_path: Path) -> None:
+def test_a_process_that_recommends_stays_under_its_cap(fitted: Fitted, tmp_path: Path) -> None:
     """20,000 people and 10,000 items, in shards as large as the cap allows."""
     graph = graph_of_random_likes(tmp_path / "graph", users=20_000, items=10_000, share=0.001)
     torch.manual_seed(1)
-    tables = {"user_UD": torch.randn(graph.num_users, 65), "item_ID": torch.randn(graph.num_items, 65)}
+    tables = {
+        "user_UD": torch.randn(graph.num_users, 65),
+        "item_ID": torch.randn(graph.num_items, 65),
+        "hop_ID": torch.randn(graph.num_items, 64),
+        "scale_U": torch.rand(graph.num_users),
+    }
     save_file(tables, tmp_path / "served.safetensors")
-    sources = Sources(graph.folder, str(tmp_path / "served.safetensors"), graph.num_users, graph.num_items, 50)
-    asked = settings(k=50, users_per_shard=1_000_000, memory_mib=700)
+    asked = settings(k=50, users_per_shard=1_000_000, memory_mib=750)
+    sources = Sources.of(graph, replace(fitted, served_path=str(tmp_path / "served.safetensors")), asked, None, None)
     plan = plan_memory(sources, asked, threads=2)
     (tmp_path / "lists").mkdir()
     spec = Spec(str(tmp_path / "lists"), "k", plan.users_per_shard, plan.list_length, plan.block_bytes, 2, sources)
@@ -553,4 +570,4 @@ def test_a_process_that_recommends_stays_under_its_cap(tmp_path: Path) -> None:
     )
     peak = int(finished.stdout.split()[-1]) * 1024  # getrusage would start at the peak of whoever started it
     print(f"peak {peak / MIB:.0f} MiB, {plan.in_words()}")
-    assert peak <= plan.peak_bytes <= 700 * MIB
+    assert peak <= plan.peak_bytes <= 750 * MIB
