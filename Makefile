@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly show test lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
   bench-fold-in bench-popular up down clean
 
@@ -36,6 +36,11 @@ nightly: .venv/runtime ## a whole night; RATINGS= ITEMS= STORE= AS_OF= RANKS= K=
 	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(ITEMS),--items "$(ITEMS)") $(if $(STORE),--store "$(STORE)") \
 	  $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(RANKS),--ranks "$(RANKS)") $(if $(K),--k "$(K)") \
 	  $(if $(filter 1 yes true,$(FORCE)),--force) $(if $(SET),--set $(SET))
+
+# $$USER is the command line's, and comes through the environment as it was typed; alone it would be the shell's own.
+show: .venv/runtime ## one person's likes and list, with titles, tiers and reasons; USER=42 STORE= RATINGS=
+	@$(BIN)/python -m flows.show $(if $(filter command,$(origin USER)),--user="$$USER") \
+	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
 
 test: .venv/dev ## every test: units, behaviour, Prefect, S3, two training ranks
 	@$(BIN)/python -m pytest

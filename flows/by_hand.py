@@ -21,6 +21,7 @@ from flows.prefect_server import start_server, wait_for
 if TYPE_CHECKING:
     from tasks.config import NightlyConfig
     from tasks.contracts import Published
+    from tasks.report.people import Person
     from tasks.store import Store
 
 # Whatever takes long to import is imported where it is needed: Prefect's server is starting meanwhile.
@@ -94,7 +95,7 @@ def show_night(
         part = "the people"
         lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
         people = three_people(scan_likes(store, like_threshold), lists, read_titles(store))
-        screen = night_screen(night, people, next_steps)
+        screen = night_screen(night, people, [*_look_at(people, store), *next_steps])
     except Exception as error:
         screen = published_screen(published, f"{part} cannot be read. {error}", next_steps)
     show(console, screen)
@@ -140,6 +141,21 @@ def _next_steps(options: argparse.Namespace) -> list[tuple[str, str]]:
         ("make nightly RATINGS=path/to/ratings.csv", "your own ratings: MovieLens as it comes, or Parquet"),
         ("make up", "the dashboard: schedule, form, every run's report"),
     ]
+
+
+def _look_at(people: "list[Person]", store: "Store") -> list[tuple[str, str]]:
+    from tasks.store import open_store
+
+    where = "" if store.uri == open_store(DEMO_STORE).uri else f" STORE={_for_make(store.uri)}"
+    whom = [person.user_id for person in people if person.user_id.isprintable()][:1]
+    return [
+        (f"make show USER={_for_make(user_id)}{where}", "all of one person's list, with every reason")
+        for user_id in whom
+    ]
+
+
+def _for_make(text: str) -> str:
+    return shlex.quote(text.replace("$", "$$"))
 
 
 def _quoted(setting: str) -> str:

@@ -160,6 +160,10 @@ class PublishConflict(NightError):
     """Another night committed this version of this date first, from other inputs."""
 
 
+class UserNotFound(NightError):
+    """The live night has no list for somebody who was asked for."""
+
+
 class NightStale(NightError):
     """The live night is older than its reader allows."""
 

@@ -1,10 +1,30 @@
-"""Three people of a finished night: what they liked, and what they get."""
+"""People of a finished night: what they liked, what they get, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-SHOWN = 6
+GETS_SHOWN = 6
+LIKED_SHOWN = 12  # a recommended item takes two lines, its reason being the second
+
+
+@dataclass(frozen=True)
+class Reason:
+    kind: str  # liked, met, segment, popular
+    title: str  # of the item they liked or met; empty for the other kinds
+    share: float
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row of their list."""
+
+    rank: int
+    title: str
+    tier: str
+    reasons: list[Reason]  # the largest first
 
 
 @dataclass(frozen=True)
@@ -12,7 +32,7 @@ class Person:
     user_id: str
     num_likes: int
     liked: list[str]  # titles, the latest first
-    gets: list[tuple[str, str]]  # (title, tier), best first
+    gets: list[Given]  # best first
 
 
 def three_people(likes: pl.LazyFrame, lists: pl.LazyFrame, titles: pl.DataFrame | None) -> list[Person]:
@@ -27,32 +47,53 @@ def three_people(likes: pl.LazyFrame, lists: pl.LazyFrame, titles: pl.DataFrame 
         .sort("likes", "user_id")
         .collect(engine="streaming")
     )
-    chosen = dict(counts.row(int(share * (len(counts) - 1))) for share in (0.25, 0.5, 0.9)) if len(counts) else {}
-    return [_person(user_id, num_likes, likes, lists, titles) for user_id, num_likes in chosen.items()]
+    chosen = [counts.row(int(share * (len(counts) - 1)))[0] for share in (0.25, 0.5, 0.9)] if len(counts) else []
+    return [
+        person_of(user_id, likes, lists.filter(pl.col("user_id") == user_id).sort("rank").collect(), titles)
+        for user_id in dict.fromkeys(chosen)
+    ]
 
 
-def _person(
-    user_id: int | str, num_likes: int, likes: pl.LazyFrame, lists: pl.LazyFrame, titles: pl.DataFrame | None
+def person_of(
+    user_id: int | str,
+    likes: pl.LazyFrame,
+    own: pl.DataFrame,
+    titles: pl.DataFrame | None,
+    *,
+    liked_shown: int = LIKED_SHOWN,
+    gets_shown: int = GETS_SHOWN,
 ) -> Person:
-    mine = pl.col("user_id") == user_id
-    liked = likes.filter(mine).sort("timestamp_us", "item_id", descending=[True, False]).select("item_id").collect()
-    gets = lists.filter(mine).sort("rank").select("item_id", "tier").head(SHOWN).collect()
+    """`own` is their list by rank. Lists of output format 1 have no reasons."""
+    mine = likes.filter(pl.col("user_id") == user_id)
+    liked = mine.sort("timestamp_us", "item_id", descending=[True, False]).select("item_id").collect()["item_id"]
+    liked = liked.unique(maintain_order=True)
+    gets = own.head(gets_shown)
+    reasons = gets["reasons"].to_list() if "reasons" in gets.columns else [[]] * len(gets)
+    because_of = [reason["item_id"] for row in reasons for reason in row if reason["item_id"] is not None]
+    title_of = _titles([*liked.head(liked_shown), *gets["item_id"], *because_of], own.schema["item_id"], titles)
     return Person(
         user_id=str(user_id),
-        num_likes=num_likes,
-        liked=_titles(liked["item_id"].unique(maintain_order=True).head(SHOWN), titles),
-        gets=list(zip(_titles(gets["item_id"], titles), gets["tier"], strict=True)),
+        num_likes=len(liked),
+        liked=[title_of[item] for item in liked.head(liked_shown)],
+        gets=[
+            Given(rank, title_of[item], tier, [_reason(reason, title_of) for reason in row])
+            for rank, item, tier, row in zip(gets["rank"], gets["item_id"], gets["tier"], reasons, strict=True)
+        ],
     )
 
 
-def _titles(item_ids: pl.Series, titles: pl.DataFrame | None) -> list[str]:
+def _reason(reason: Mapping[str, Any], title_of: Mapping[object, str]) -> Reason:
+    return Reason(reason["kind"], title_of.get(reason["item_id"], ""), reason["share"])
+
+
+def _titles(item_ids: list[object], kind: pl.DataType, titles: pl.DataFrame | None) -> dict[object, str]:
     """Titles where they are known, ids elsewhere."""
-    names = pl.DataFrame({"item_id": item_ids})
-    if titles is not None and _same_kind(titles.schema["item_id"], names.schema["item_id"]):
-        known = titles.select(pl.col("item_id").cast(names.schema["item_id"], strict=False), "title")
-        names = names.join(known, on="item_id", how="left", maintain_order="left")
-        return names.select(pl.coalesce("title", pl.col("item_id").cast(pl.String))).to_series().to_list()
-    return [str(item_id) for item_id in item_ids]
+    title_of = {item_id: str(item_id) for item_id in item_ids}
+    if titles is not None and _same_kind(titles.schema["item_id"], kind):
+        known = titles.select(pl.col("item_id").cast(kind, strict=False), "title")
+        known = known.filter(pl.col("item_id").is_in(pl.Series(list(title_of), dtype=kind).implode()))
+        title_of |= dict(known.drop_nulls().iter_rows())
+    return title_of
 
 
 def _same_kind(one: pl.DataType, other: pl.DataType) -> bool:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tasks.contracts import Measured, Night, Published
 from tasks.errors import NightError
-from tasks.report.people import Person
+from tasks.report.people import Person, Reason
 
 MODEL_NAMES = {
     "lightgcn": "LightGCN",
@@ -123,6 +123,7 @@ def _rows_table(night: Night) -> Table:
         (graph.num_validation, "choose its epochs"),
         (graph.num_test, "judge it"),
         (lists.rows, f"recommendations, {lists.k} for each user"),
+        *((count, f"of them of tier {tier}") for tier, count in lists.rows_by_tier.items() if count),
         *([(lists.short_lists, "users have met so much that fewer, or none, are left")] if lists.short_lists else []),
     ]:
         style = "dim" if count < 0 else ""
@@ -200,11 +201,43 @@ def _person_panel(person: Person) -> Panel:
     table = Table(box=None, expand=True)
     table.add_column(f"liked lately ({person.num_likes} likes in all)", ratio=1, style="dim")
     table.add_column("gets", ratio=1)
-    for line in range(max(len(person.liked), len(person.gets))):
-        liked = person.liked[line] if line < len(person.liked) else ""
-        title, tier = person.gets[line] if line < len(person.gets) else ("", "graph")
-        table.add_row(_literal(liked), _literal(title).append("" if tier == "graph" else f"  ({tier})"))
+    gets = []
+    for given in person.gets:
+        gets.append(_literal(given.title).append(f"  ({given.tier})", "cyan"))
+        gets += [Text.assemble("  ", _because(reason), style="dim") for reason in given.reasons[:1]]
+    table.add_row(Group(*map(_literal, person.liked)), Group(*gets))
     return Panel(table, title=Text("user ").append(_literal(person.user_id)), title_align="left")
+
+
+def person_screen(person: Person, night: str) -> Group:
+    """All of one person's list, with every reason."""
+    more = person.num_likes - len(person.liked)
+    liked = [_literal(title) for title in person.liked] or [Text("nothing yet", "dim")]
+    if more:
+        liked.append(Text(f"and {more:,} more", "dim"))
+    gets = Table(box=None, expand=True, title="Gets", title_justify="left", padding=(0, 1))
+    gets.add_column("", justify="right", style="dim")
+    gets.add_column("", ratio=1)
+    gets.add_column("tier", style="cyan")
+    gets.add_column("why, and how much of it", ratio=1, style="dim")
+    for given in person.gets:
+        gets.add_row(str(given.rank), _literal(given.title), given.tier, Group(*map(_because, given.reasons)))
+    title = Text("user ").append(_literal(person.user_id)).append(f"  {night}", "dim")
+    likes = Columns(liked, padding=(0, 3), title=Text("Likes, the latest first", "italic"))
+    return Group("", Panel(title, border_style="cyan"), likes, "", gets)
+
+
+def _because(reason: Reason) -> Text:
+    words = {
+        "liked": "because of ",
+        "met": "having met ",
+        "segment": "of what their segment liked lately, ",
+        "popular": "of what everybody liked lately, ",
+    }
+    text = Text(words.get(reason.kind, f"{reason.kind}: "))
+    if reason.title:
+        text.append(_literal(reason.title)).append(", ")
+    return text.append(f"{reason.share:.0%}" if reason.share >= 0.1 else f"{reason.share:.1%}")
 
 
 def _literal(words: str) -> Text:

@@ -35,6 +35,7 @@ def test_a_night_gives_every_user_their_list_and_readers_find_it(night_place: Pa
         "item_id": pl.String,
         "score": pl.Float32,
         "tier": pl.String,
+        "reasons": pl.List(pl.Struct({"kind": pl.String, "item_id": pl.String, "share": pl.Float32})),
     }
     assert rows.equals(rows.sort("user_id", "rank"))
     assert rows.group_by("user_id").len()["len"].unique().to_list() == [5]
@@ -44,7 +45,11 @@ def test_a_night_gives_every_user_their_list_and_readers_find_it(night_place: Pa
     same_taste = (graph["user_id"].str.slice(-1).cast(int) % 2) == (graph["item_id"].str.slice(-1).cast(int) % 2)
     top = graph.filter(pl.col("rank") <= 2)
     assert same_taste.filter(graph["rank"] <= 2).all(), top
-    assert open_latest(str(night_place / "store"), verify=True).manifest.attempt == published.attempt
+    live = open_latest(str(night_place / "store"), verify=True)
+    assert live.manifest.attempt == published.attempt
+    assert live.for_user("user-004").equals(rows.filter(pl.col("user_id") == "user-004"))
+    nearest = live.output("similar_items").filter(pl.col("rank") == 1).collect()
+    assert (nearest["item_id"].str.tail(1).cast(int) % 2).equals(nearest["similar_item_id"].str.tail(1).cast(int) % 2)
     assert published.as_of == date(2025, 11, 18), "started by hand: the day after the last event"
 
 
@@ -117,7 +122,7 @@ def test_the_report_stands_in_the_dashboard_and_in_the_store(night_place: Path) 
     night = json.loads(audit.read_text())
     assert night["interactions"]["rows_in"] == 240
     assert [cost["stage"] for cost in night["costs"]] == [
-        *("ingest", "graph", "train", "evaluate", "recommend", "judge", "publish")
+        *("ingest", "tables", "graph", "train", "evaluate", "recommend", "judge", "publish")
     ]
     assert "user-0" not in text + audit.read_text(), "nobody's id stands in a report"
 

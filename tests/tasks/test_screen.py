@@ -23,8 +23,8 @@ from tasks.contracts import (
     Verdict,
 )
 from tasks.errors import GateRefused
-from tasks.report.people import Person, three_people
-from tasks.report.screen import already_screen, error_panel, night_screen, published_screen, show
+from tasks.report.people import Given, Person, Reason, person_of, three_people
+from tasks.report.screen import already_screen, error_panel, night_screen, person_screen, published_screen, show
 
 FOLDER = "file:///a/folder/with/a/rather/long/name/so/that/no/line/of/eighty/columns/can/hold/the/whole/of/it"
 PUBLISHED = Published(
@@ -78,8 +78,10 @@ def seen(screen: RenderableType, *, width: int = 80, colours: bool = False) -> s
     return written.getvalue()
 
 
-def person(*, liked: str = "A", gets: str = "B", tier: str = "graph", user_id: str = "7") -> Person:
-    return Person(user_id, 12, [liked], [(gets, tier)])
+def person(
+    *, liked: str = "A", gets: str = "B", tier: str = "graph", user_id: str = "7", reasons: tuple[Reason, ...] = ()
+) -> Person:
+    return Person(user_id, 12, [liked], [Given(1, gets, tier, list(reasons))])
 
 
 # ---- the screen
@@ -200,6 +202,49 @@ def test_an_error_without_a_name_claims_nothing_about_what_was_published() -> No
     assert "_meta/LATEST.json in the store says" in text
 
 
+def test_each_row_of_the_three_people_has_its_tier_and_its_largest_reason() -> None:
+    reasons = (Reason("liked", "Tide", 0.412), Reason("liked", "Surf", 0.08))
+    text = seen(night_screen(night(), [person(gets="Harbour", reasons=reasons)], NEXT))
+    assert "Harbour  (graph)" in text
+    assert "because of Tide, 41%" in text
+    assert "Surf" not in text
+
+
+def test_one_persons_screen_has_the_whole_list_with_tiers_and_every_reason() -> None:
+    gets = [
+        Given(1, "Harbour", "graph", [Reason("liked", "Tide", 0.412), Reason("liked", "Surf", 0.08)]),
+        Given(2, "Cliff", "fold_in", [Reason("met", "Rock", 0.25)]),
+        Given(3, "Pier", "segment", [Reason("segment", "", 0.034)]),
+        Given(4, "Crowd", "popular", [Reason("popular", "", 0.012)]),
+        Given(5, "Cave", "graph", []),
+    ]
+    screen = person_screen(Person("7", 1234, ["Tide", "Surf"], gets), "night of 2026-11-23, version 3")
+    text = seen(screen, width=120)
+    for words in (
+        "user 7  night of 2026-11-23, version 3",
+        "and 1,232 more",
+        "because of Tide, 41%",
+        "because of Surf, 8.0%",
+        "having met Rock, 25%",
+        "of what their segment liked lately, 3.4%",
+        "of what everybody liked lately, 1.2%",
+    ):
+        assert words in text
+    tiers = [tier for tier in text.split() if tier in ("graph", "fold_in", "segment", "popular")]
+    assert tiers.count("graph") == 2
+    assert {"fold_in", "segment", "popular"} <= set(tiers)
+    assert max(map(len, seen(screen).splitlines())) <= 80
+
+
+def test_a_person_without_likes_is_said_to_have_none_and_odd_titles_stay_words() -> None:
+    odd = Given(1, "[red]x[/]", "popular", [Reason("liked", "\x1b[31mred", 0.5)])
+    text = seen(person_screen(Person("[b]7\n", 0, [], [odd]), "night"), colours=True)
+    assert "nothing yet" in text
+    assert "[red]x[/]" in text
+    assert "user [b]7 " in text
+    assert "\x1b[31m" not in text
+
+
 # ---- the people
 
 LIKES = pl.LazyFrame(
@@ -224,7 +269,11 @@ def test_three_people_have_few_some_and_many_likes() -> None:
 def test_titles_stand_where_they_are_known_and_ids_elsewhere_the_latest_likes_first() -> None:
     few = three_people(LIKES, LISTS, TITLES)[0]
     assert few.liked == ["5", "4", "3", "Two", "One"]
-    assert few.gets == [("Thirty-one", "graph"), ("Thirty-two", "graph"), ("33", "popular")]
+    assert [(given.rank, given.title, given.tier) for given in few.gets] == [
+        (1, "Thirty-one", "graph"),
+        (2, "Thirty-two", "graph"),
+        (3, "33", "popular"),
+    ]
     assert three_people(LIKES, LISTS, None)[0].liked == ["5", "4", "3", "2", "1"]
 
 
@@ -232,7 +281,7 @@ def test_titles_with_ids_of_another_width_are_found_and_of_another_kind_are_not(
     narrow = pl.col("item_id").cast(pl.Int32)
     few = three_people(LIKES.with_columns(narrow), LISTS.with_columns(narrow), TITLES)[0]
     assert few.liked[-1] == "One"
-    assert few.gets[0] == ("Thirty-one", "graph")
+    assert few.gets[0].title == "Thirty-one"
     of_bytes = TITLES.with_columns(pl.col("item_id").cast(pl.Int8))
     assert three_people(LIKES, LISTS, of_bytes)[0].liked[-1] == "One"
     as_text = TITLES.with_columns(pl.col("item_id").cast(pl.String))
@@ -250,3 +299,26 @@ def test_people_who_only_get_what_is_popular_are_not_shown() -> None:
     assert three_people(LIKES, LISTS.with_columns(tier=pl.lit("popular")), TITLES) == []
     one = LISTS.filter(pl.col("user_id") == 4)
     assert [p.user_id for p in three_people(LIKES, one, TITLES)] == ["4"]
+
+
+def test_reasons_carry_the_titles_of_what_was_liked_and_old_nights_have_none() -> None:
+    kind = pl.List(pl.Struct({"kind": pl.String, "item_id": pl.Int64, "share": pl.Float32}))
+    why = [
+        [{"kind": "liked", "item_id": 2, "share": 0.5}, {"kind": "liked", "item_id": 4, "share": 0.25}],
+        [{"kind": "popular", "item_id": None, "share": 0.125}],
+        [],
+    ]
+    own = LISTS.filter(pl.col("user_id") == 5).collect()
+    person = person_of(5, LIKES, own.with_columns(reasons=pl.Series(why, dtype=kind)), TITLES)
+    assert [given.reasons for given in person.gets] == [
+        [Reason("liked", "Two", 0.5), Reason("liked", "4", 0.25)],
+        [Reason("popular", "", 0.125)],
+        [],
+    ]
+    assert [given.reasons for given in person_of(5, LIKES, own, TITLES).gets] == [[], [], []]
+
+
+def test_as_much_is_shown_as_is_asked_for() -> None:
+    own = LISTS.filter(pl.col("user_id") == 20).collect()
+    person = person_of(20, LIKES, own, None, liked_shown=3, gets_shown=2)
+    assert (person.num_likes, person.liked, len(person.gets)) == (20, ["20", "19", "18"], 2)
