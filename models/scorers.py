@@ -5,7 +5,7 @@ opinion.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,6 +40,15 @@ class InnerProduct:
     def user_BD(self, users: npt.NDArray[np.int64]) -> Tensor:
         """The users' rows; any row for those who have none."""
         return self.user_RD[torch.from_numpy(np.maximum(self.row_U[users], 0)).to(self.user_RD.device)]
+
+    def on_gpu_if_it_fits(self, block_bytes: int) -> "InnerProduct":
+        """The same scores from tables on the current GPU, where there is one with room for them and a block."""
+        if self.item_ID.device.type != "cpu" or not torch.cuda.is_available():
+            return self
+        free_bytes, _ = torch.cuda.mem_get_info()
+        if self.user_RD.nbytes + self.item_ID.nbytes + 2 * block_bytes > free_bytes:
+            return self
+        return replace(self, user_RD=self.user_RD.cuda(), item_ID=self.item_ID.cuda())
 
     def exact(self, users: npt.NDArray[np.int64], item_BC: Tensor) -> Tensor:
         """(B, C) scores of chosen items, the same bits in every shape, on every device, on any number of threads."""

@@ -67,10 +67,11 @@ def top_k(
     """Blocks of lists for `users`, in their order. Nothing excluded, or not allowed, or beyond the cap is in a list.
 
     Where a tier has an opinion on fewer than K such items, the next tier's best fill the list; it is shorter than K
-    only if they cannot either. `block_bytes` is shared out among the threads (none: as many as torch has): so
+    only if they cannot either. Inner products are taken to a GPU where there is one. `block_bytes` is shared out among the threads (none: as many as torch has): so
     much for products or scores, and so much again for lists.
     """
     threads = max(1, torch.get_num_threads() if threads is None else threads)
+    tiers = [scorer.on_gpu_if_it_fits(block_bytes) if isinstance(scorer, InnerProduct) else scorer for scorer in tiers]
     forbidden = Forbidden(excluded, allowed, np.argsort(item_rank_I, kind="stable"))
     rankings = [ranking_of(scorer, forbidden, block_bytes // threads) for scorer in tiers]
     lists_at_most = max(1, block_bytes // threads // (BYTES_PER_PLACE * max(1, k)))

@@ -153,6 +153,8 @@ def main(spec_path: str) -> None:
     folder = Path(spec.folder)
     if spec.threads:
         torch.set_num_threads(spec.threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     with _named_failures(folder):
         write_shards(spec, rank=rank, world=world, beat=_Voice(folder, rank))
     result: dict[str, Any] = {"rank": rank, "world": world}

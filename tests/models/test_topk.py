@@ -216,6 +216,18 @@ def test_neither_blocks_nor_threads_nor_the_path_change_a_bit_of_a_list(
                     assert values.tobytes() == getattr(first, field).tobytes(), (path, field, users_in_block, threads)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use")
+@pytest.mark.parametrize("kind", ["spread", "crowded", "alike"])
+def test_a_gpu_gives_the_bytes_of_a_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = InnerProduct(*tables(kind, 50, 300), rows_where(np.arange(50) != 3), np.arange(300) % 10 != 0)
+    seen_UI = random_likes(np.random.default_rng(3), 50, 300, 0.1)
+    assert scorer.on_gpu_if_it_fits(2**20).item_ID.device.type == "cuda"
+    on_gpu = all_lists(scorer, seen_UI, users_in_block=7)
+    monkeypatch.setattr(InnerProduct, "on_gpu_if_it_fits", lambda scorer, _: scorer)
+    for field, values in vars(all_lists(scorer, seen_UI, users_in_block=7)).items():
+        assert values.tobytes() == getattr(on_gpu, field).tobytes(), field
+
+
 @pytest.mark.parametrize("kind", ["spread", "crowded", "alike"])
 @pytest.mark.parametrize("num_items", [30, 300])
 def test_the_lists_are_those_of_a_full_sort_of_the_exact_scores(path: str, kind: str, num_items: int) -> None:
