@@ -202,7 +202,11 @@ class RecommendConfig(_Settings):
         return self
 
     similar_items: int = Field(
-        10, ge=0, le=1000, description="Nearest items published for each item, beside the lists. 0: none."
+        10,
+        ge=0,
+        le=1000,
+        description="Nearest items published for each item, beside the lists; the time grows with the square of the "
+        "items. 0: none.",
     )
     embeddings: bool = Field(
         False,

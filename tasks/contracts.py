@@ -246,6 +246,7 @@ class Published:
     users: int
     is_latest: bool  # False: a newer date or version is live (a backfill)
     metrics: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)  # beside the lists: name -> complete URIs
 
 
 @dataclass(frozen=True)

@@ -213,4 +213,5 @@ def _published(store: Store, manifest: Manifest, *, already: bool) -> Published:
         users=manifest.users,
         is_latest=is_latest,
         metrics=manifest.metrics,
+        outputs={name: output.files for name, output in manifest.outputs.items()},
     )

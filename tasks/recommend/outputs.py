@@ -51,6 +51,8 @@ def write_outputs(
     users = _by_id(user_ids, liked.counts() > 0)
     items = _by_id(item_ids, popularity(liked, graph.num_items) > 0)
     outputs = []
+    if settings.similar_items:
+        log.info("looking for the %d nearest of each of %s items", settings.similar_items, f"{len(items):,}")
     with safe_open(served_path, framework="pt") as tables:
         if settings.similar_items:
             nearest = NearestItems(tables.get_tensor("item_ID"), items, np.load(Path(graph.folder) / "item_rank.npy"))

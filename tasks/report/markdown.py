@@ -33,6 +33,10 @@ def _where(night: Night) -> str:
     return (
         f"{lists.rows:,} rows for {lists.users:,} users, {lists.k} items each, in {len(lists.parts)} files. "
         f"Readers open `{night.published.latest_uri}`; the commit is `{night.published.commit_uri}`."
+        + "".join(
+            f" Beside them: {sum(file.rows for file in output.files):,} rows of {output.name}."
+            for output in lists.outputs
+        )
     )
 
 

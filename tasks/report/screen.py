@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tasks.contracts import Measured, Night, Published
+from tasks.contracts import TIERS, Measured, Night, Published
 from tasks.errors import NightError
 from tasks.report.people import Person, Reason
 
@@ -123,7 +123,7 @@ def _rows_table(night: Night) -> Table:
         (graph.num_validation, "choose its epochs"),
         (graph.num_test, "judge it"),
         (lists.rows, f"recommendations, {lists.k} for each user"),
-        *((count, f"of them of tier {tier}") for tier, count in lists.rows_by_tier.items() if count),
+        *((lists.rows_by_tier[tier], f"of them of tier {tier}") for tier in TIERS if lists.rows_by_tier.get(tier)),
         *([(lists.short_lists, "users have met so much that fewer, or none, are left")] if lists.short_lists else []),
     ]:
         style = "dim" if count < 0 else ""
@@ -200,7 +200,7 @@ def _remark(night: Night) -> Text:
 def _person_panel(person: Person) -> Panel:
     table = Table(box=None, expand=True)
     table.add_column(f"liked lately ({person.num_likes} likes in all)", ratio=1, style="dim")
-    table.add_column("gets", ratio=1)
+    table.add_column("gets, and what says most for it", ratio=1)
     gets = []
     for given in person.gets:
         gets.append(_literal(given.title).append(f"  ({given.tier})", "cyan"))
@@ -223,8 +223,8 @@ def person_screen(person: Person, night: str) -> Group:
     for given in person.gets:
         gets.add_row(str(given.rank), _literal(given.title), given.tier, Group(*map(_because, given.reasons)))
     title = Text("user ").append(_literal(person.user_id)).append(f"  {night}", "dim")
-    likes = Columns(liked, padding=(0, 3), title=Text("Likes, the latest first", "italic"))
-    return Group("", Panel(title, border_style="cyan"), likes, "", gets)
+    likes = Text(f"Likes, the latest first ({person.num_likes:,} in all)", "italic")
+    return Group("", Panel(title, border_style="cyan"), likes, Columns(liked, padding=(0, 3)), "", gets)
 
 
 def _because(reason: Reason) -> Text:
@@ -248,12 +248,14 @@ def _literal(words: str) -> Text:
 
 def _files(published: Published) -> Group:
     rows = [("rows", uri) for uri in published.files[:FILES_SHOWN]]
+    beside = [("beside", uri) for files in published.outputs.values() for uri in files[:1]]
     lines = [
         _unbroken(Text.assemble((f"  {name:<8}", "dim"), uri))
         for name, uri in [("LATEST", published.latest_uri), ("commit", published.commit_uri), *rows]
     ]
     if len(published.files) > FILES_SHOWN:
         lines.append(Text(f"          and {len(published.files) - FILES_SHOWN} more files", "dim"))
+    lines += [_unbroken(Text.assemble((f"  {name:<8}", "dim"), uri)) for name, uri in beside]
     return Group("", Text("Where it is", "italic"), *lines)
 
 

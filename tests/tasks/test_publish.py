@@ -242,6 +242,7 @@ def test_outputs_stand_in_the_same_commit_and_never_among_the_files_of_the_lists
     assert similar["rows"] == 12
     assert [column["type"] for column in similar["output_schema"]] == ["string", "int32", "string", "float32"]
     assert manifest["outputs"]["item_embeddings"]["output_schema"][1] == {"name": "embedding", "type": "float32[2]"}
+    assert published.outputs["similar_items"] == tuple(similar["files"])
     assert manifest["files"] == list(published.files)
     assert len(published.files) == 2
     assert manifest["rows"] == 24

@@ -150,6 +150,11 @@ def test_no_uri_and_no_command_breaks_in_the_middle() -> None:
     assert "and 2 more files" in lines
 
 
+def test_what_stands_beside_the_lists_is_shown_with_its_place() -> None:
+    beside = replace(PUBLISHED, outputs={"similar_items": (f"{FOLDER}/outputs/similar_items/part-00000.parquet",)})
+    assert f"  beside  {FOLDER}/outputs/similar_items/part-00000.parquet" in seen(already_screen(beside, NEXT))
+
+
 def test_everything_else_fits_into_eighty_columns() -> None:
     wide = night(quarantined={"malformed_user_id": 300})
     lines = seen(night_screen(wide, [person(liked="long " * 30, gets="words " * 30)], NEXT)).splitlines()
@@ -222,6 +227,7 @@ def test_one_persons_screen_has_the_whole_list_with_tiers_and_every_reason() -> 
     text = seen(screen, width=120)
     for words in (
         "user 7  night of 2026-11-23, version 3",
+        "Likes, the latest first (1,234 in all)",
         "and 1,232 more",
         "because of Tide, 41%",
         "because of Surf, 8.0%",
