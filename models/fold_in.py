@@ -1,9 +1,10 @@
 """Rows for people whom the fit did not see, or saw with other likes: from their items' embeddings, without training.
 
 A person's row is the mean of their items' propagated embeddings, taken through one linear map and brought to the length
-that trained rows have. The map is fitted on the trained users, whose rows and items are both known (ridge regression);
-it holds what a user's own term adds to their items. Of the variants tried on validation (benchmarks/README.md,
-"Fold-in") it agrees best with the rows that training gives to the same people.
+that trained rows have. The map is fitted on the trained users, whose rows and items are both known: a ridge regression
+that, where they say little, leaves items as they are (a multiple of the identity). It holds what a user's own term adds
+to their items. Of the variants tried on validation (benchmarks/README.md, "Fold-in") it agrees best with the rows that
+training gives to the same people.
 
 With few events the row is shorter, n / (n + HALF_AT) of that length: then the items' popularity, which stands in the
 score as its bias, counts for more. Everything is linear in the items, so a score's reasons stay exact
@@ -23,8 +24,8 @@ from models.reasons import Histories
 from models.scorers import slices
 from models.sparse import sparse_times_dense
 
-HALF_AT = 0.5  # events that make a row half as long as a trained one
-RIDGE = 0.01  # of the mean square of the items' means
+HALF_AT = 1.0  # events that make a row half as long as a trained one
+RIDGE = 0.1  # of the mean square of the items' means
 USERS_AT_MOST = 100_000  # that the map is fitted on; a seeded sample beyond
 USERS_AT_ONCE = 8192
 SEED = 7
@@ -59,8 +60,9 @@ def fold_table(tables: Tables, liked: Csr, degree_I: Tensor) -> tuple[Tensor, Te
             square_DD += mean_bD.T @ mean_bD
             product_DD += mean_bD.T @ row_bD
             length += float(torch.linalg.vector_norm(row_bD, dim=1).sum())
-        ridge = RIDGE * float(square_DD.diagonal().mean()) + 1e-12
-        map_DD = torch.linalg.solve(square_DD + ridge * torch.eye(width, dtype=torch.float64), product_DD)
+        ridge_DD = (RIDGE * square_DD.diagonal().mean() + 1e-12) * torch.eye(width, dtype=torch.float64)
+        scale = product_DD.trace() / square_DD.trace().clamp_min(1e-12)  # the best multiple of the identity
+        map_DD = torch.linalg.solve(square_DD + ridge_DD, product_DD + scale * ridge_DD)
         fold_ID = item_ID @ map_DD.float()
     fold_ID[degree_I == 0] = 0.0
     return fold_ID, torch.tensor([length / max(1, len(users))], dtype=torch.float32)
