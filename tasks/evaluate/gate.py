@@ -14,13 +14,18 @@ from tasks.config import GateConfig
 from tasks.contracts import TIERS, Check, Evaluation, Recommendations, Verdict
 from tasks.errors import GateRefused
 from tasks.evaluate.allowed import CELLS_AT_ONCE, Known
+from tasks.evaluate.beside import check_outputs
 
 
 def judge_night(
     settings: GateConfig, evaluation: Evaluation, recommendations: Recommendations, known: Known
 ) -> Verdict:
     """All checks, passed or not. Only the popularity check can be overridden, by name and with a reason."""
-    checks = [*check_lists(recommendations, known), check_popularity(settings.metric, evaluation)]
+    checks = [
+        *check_lists(recommendations, known),
+        *check_outputs(recommendations.outputs, known.people["user_id"], known.items["item_id"]),
+        check_popularity(settings.metric, evaluation),
+    ]
     overridden = settings.override if any(c.gate == settings.override and not c.passed for c in checks) else ""
     return Verdict(
         passed=all(check.passed or check.gate == overridden for check in checks),
