@@ -4,13 +4,15 @@
     user_embeddings    user_id, embedding: fixed-size list of float32; sorted by user_id
     item_embeddings    item_id, embedding
 
-Users and items without a trained row stand in none of them. The bytes follow from the tables and the settings alone,
+Items that nobody liked stand in none of them. Users without a trained row have the vector that they were folded in
+with, if they were. The bytes follow from the tables and the settings alone,
 as those of the lists do.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.fold_in import fold_in
 from models.graph import Csr, load_csr
 from models.rivals import popularity
 from models.scorers import InnerProduct, rows_where, slices
@@ -48,7 +51,6 @@ def write_outputs(
         return ()
     liked = load_csr(graph.folder, "liked_all")
     user_ids, item_ids = read_ids(Path(graph.folder))
-    users = _by_id(user_ids, liked.counts() > 0)
     items = _by_id(item_ids, popularity(liked, graph.num_items) > 0)
     outputs = []
     if settings.similar_items:
@@ -61,11 +63,12 @@ def write_outputs(
             )
             outputs.append(Output("similar_items", files))
         if settings.embeddings:
-            for name, ids, rows, table in (
-                ("user", user_ids, users, tables.get_tensor("user_UD")),
-                ("item", item_ids, items, tables.get_tensor("item_ID")),
-            ):
-                outputs.append(Output(f"{name}_embeddings", _write_embeddings(name, ids, rows, table, folder)))
+            has_row_U, user_vectors = _user_vectors(graph.folder, liked, tables)
+            users, item_ID = _by_id(user_ids, has_row_U), tables.get_tensor("item_ID")
+            files = _write_embeddings("user", user_ids, users, user_vectors, item_ID.shape[1], folder)
+            outputs.append(Output("user_embeddings", files))
+            files = _write_embeddings("item", item_ids, items, lambda rows: item_ID[rows], item_ID.shape[1], folder)
+            outputs.append(Output("item_embeddings", files))
     for output in outputs:
         log.info("%s: %s rows in %d files", output.name, f"{sum(f.rows for f in output.files):,}", len(output.files))
     return tuple(outputs)
@@ -154,10 +157,37 @@ def _cut(rows: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int6
 # ---- embeddings
 
 
+def _user_vectors(
+    graph_folder: str, liked: Csr, tables: Any
+) -> tuple[npt.NDArray[np.bool_], Callable[[Tensor], Tensor]]:
+    """(who has a vector, rows -> vectors): the trained ones, and those folded in from what people met."""
+    user_UD = tables.get_tensor("user_UD")
+    has_row_U = liked.counts() > 0
+    without = np.flatnonzero(~has_row_U)
+    if len(without) == 0:
+        return has_row_U, lambda rows: user_UD[rows]
+    seen = load_csr(graph_folder, "seen_all")
+    folded = fold_in(seen, without, tables.get_tensor("fold_ID"), tables.get_tensor("fold_length"))
+    has_row_U[without] = folded.has_row_R
+    folded_row_U = torch.full((len(has_row_U),), -1)
+    folded_row_U[torch.from_numpy(without)] = torch.arange(len(without))
+
+    def vectors(rows: Tensor) -> Tensor:
+        found, own = user_UD[rows], folded_row_U[rows]
+        found[own >= 0] = folded.user_RD[own[own >= 0]]
+        return found
+
+    return has_row_U, vectors
+
+
 def _write_embeddings(
-    name: str, ids: pl.Series, rows: npt.NDArray[np.int64], table_RD: Tensor, folder: Path
+    name: str,
+    ids: pl.Series,
+    rows: npt.NDArray[np.int64],
+    vectors_of: Callable[[Tensor], Tensor],
+    width: int,
+    folder: Path,
 ) -> tuple[OutputFile, ...]:
-    width = table_RD.shape[1]
     kind = pa.list_(pa.float32(), width)
     schema = pa.schema([(f"{name}_id", ids.head(0).to_arrow().type), ("embedding", kind)])
     files = []
@@ -165,7 +195,7 @@ def _write_embeddings(
         path = folder / f"{name}_embeddings-{number:05d}.parquet"
         with pq.ParquetWriter(path, schema, compression="zstd") as file:
             for some in _cut(in_file, max(1, EMBEDDING_BYTES_A_GROUP // (4 * width))):
-                vectors = pa.array(table_RD[torch.from_numpy(some)].numpy().reshape(-1))
+                vectors = pa.array(vectors_of(torch.from_numpy(some)).numpy().reshape(-1))
                 columns = [ids.gather(some).to_arrow(), pa.FixedSizeListArray.from_arrays(vectors, type=kind)]
                 file.write_table(pa.Table.from_arrays(columns, schema=schema))
         files.append(_finished(path, len(in_file)))
