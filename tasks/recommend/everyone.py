@@ -28,7 +28,7 @@ WHERE = {"ranks"}
 log = logging.getLogger("nightgraph.recommend")
 
 
-def recommend_everyone(
+def plan_lists(
     graph: Graph,
     fitted: Fitted,
     settings: RecommendConfig,
@@ -36,18 +36,11 @@ def recommend_everyone(
     *,
     tables: Tables | None = None,
     as_of: date | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Recommendations:
-    """Parts in order of user id, written by `settings.ranks` processes; shards that an earlier try finished are kept.
-
-    The bytes do not depend on ranks, threads, or on how often the night was killed. Raises RunConfigError,
-    ModelNotFinite, NothingAllowed, DiskFull, RanksLost. No tables: the store has none. No date: the day after the last
-    event.
-    """
+) -> Spec:
+    """What each process is told: how people are cut into shards, and within which memory. Raises RunConfigError."""
     sources = Sources.of(graph, fitted, settings, tables, as_of)
-    ranks = settings.ranks or 1
     cores = os.cpu_count() or 1
-    threads = max(1, cores // ranks)
+    threads = max(1, cores // (settings.ranks or 1))
     memory = plan_memory(sources, settings, threads=threads)
     spec = Spec(
         folder=str(folder),
@@ -65,21 +58,43 @@ def recommend_everyone(
         threads=threads,
         sources=sources,
     )
-    shards = spec.shards
-    log.info("%d shards of at most %s users; %s", len(shards), f"{spec.users_per_shard:,}", memory.in_words())
-    drop_strangers(folder, shards)
+    log.info("%d shards of at most %s users; %s", len(spec.shards), f"{spec.users_per_shard:,}", memory.in_words())
+    return spec
+
+
+def recommend_everyone(
+    graph: Graph,
+    fitted: Fitted,
+    settings: RecommendConfig,
+    folder: Path,
+    *,
+    tables: Tables | None = None,
+    as_of: date | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Recommendations:
+    """Parts in order of user id, written by `settings.ranks` processes; shards that an earlier try finished are kept.
+
+    The bytes do not depend on ranks, threads, or on how often the night was killed. Raises RunConfigError,
+    ModelNotFinite, NothingAllowed, DiskFull, RanksLost. No tables: the store has none. No date: the day after the last
+    event.
+    """
+    spec = plan_lists(graph, fitted, settings, folder, tables=tables, as_of=as_of)
+    ranks = settings.ranks or 1
+    drop_strangers(folder, spec.shards)
     if ranks == 1:
         write_shards(spec, beat=on_progress)
     else:
         spec.write(folder / "spec.json")
-        _on_ranks(folder, ranks, threads, on_progress)
-    recommendations = _counted(spec, settings, sources)
-    outputs = write_outputs(graph, fitted.served_path, settings, folder, block_bytes=memory.block_bytes, threads=cores)
+        _on_ranks(spec, ranks, on_progress)
+    recommendations = _counted(spec, settings)
+    outputs = write_outputs(
+        graph, fitted.served_path, settings, folder, block_bytes=spec.block_bytes, threads=os.cpu_count() or 1
+    )
     hashes = [recommendations.fingerprint, *(file.sha256 for output in outputs for file in output.files)]
     return replace(recommendations, outputs=outputs, fingerprint=fingerprint_of(hashes))
 
 
-def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recommendations:
+def _counted(spec: Spec, settings: RecommendConfig) -> Recommendations:
     folder = Path(spec.folder)
     counts: Counts = {name: {} for name in ("rows_by_tier", "users_by_tier", "removed_by_rule", "short_by_reason")}
     parts = []
@@ -102,8 +117,8 @@ def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recomme
         rows_by_tier=counts["rows_by_tier"],
         users_without_a_trained_row=counts["users"]["without_a_trained_row"],
         short_lists=sum(counts["short_by_reason"].values()),
-        catalogue=sources.num_items,
-        people=sources.num_people,
+        catalogue=spec.sources.num_items,
+        people=spec.sources.num_people,
         users_by_tier=counts["users_by_tier"],
         removed_by_rule=counts["removed_by_rule"],
         short_by_reason=counts["short_by_reason"],
@@ -113,7 +128,8 @@ def _counted(spec: Spec, settings: RecommendConfig, sources: Sources) -> Recomme
 # ---- on ranks
 
 
-def _on_ranks(folder: Path, ranks: int, threads: int, on_progress: Callable[[Progress], None]) -> None:
+def _on_ranks(spec: Spec, ranks: int, on_progress: Callable[[Progress], None]) -> None:
+    folder = Path(spec.folder)
     work = Work(
         module="tasks.recommend.worker",
         name="recommending",
@@ -131,7 +147,7 @@ def _on_ranks(folder: Path, ranks: int, threads: int, on_progress: Callable[[Pro
         work,
         folder / "spec.json",
         ranks=ranks,
-        threads=threads,
+        threads=spec.threads or 1,
         project_root=PROJECT_ROOT,
         silence_s=SILENCE_S,
         deadline_s=DEADLINE_S,
