@@ -67,8 +67,8 @@ def top_k(
     """Blocks of lists for `users`, in their order. Nothing excluded, or not allowed, or beyond the cap is in a list.
 
     Where a tier has an opinion on fewer than K such items, the next tier's best fill the list; it is shorter than K
-    only if they cannot either. Inner products are taken to a GPU where there is one. `block_bytes` is shared out among
-    the threads (none: as many as torch has).
+    only if they cannot either. Inner products are taken to a GPU where there is one. `block_bytes` is shared out
+    among the threads (none: as many as torch has): so much for products or scores, and so much again for lists.
     """
     threads = max(1, torch.get_num_threads() if threads is None else threads)
     tiers = [scorer.on_gpu_if_it_fits(block_bytes) if isinstance(scorer, InnerProduct) else scorer for scorer in tiers]

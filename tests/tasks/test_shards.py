@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from tasks.config import RecommendConfig
@@ -28,7 +30,7 @@ from tasks.recommend import everyone
 from tasks.recommend.everyone import recommend_everyone
 from tasks.recommend.lists import Sources
 from tasks.recommend.memory import MIB, plan_memory
-from tasks.recommend.shards import cut_into_shards, row_group_rows, write_rows
+from tasks.recommend.shards import ROW_GROUP_ROWS, cut_into_shards, row_group_rows, write_rows
 from tasks.recommend.task import in_words
 from tasks.recommend.worker import Progress, Spec, write_shards
 from tests.worlds import build_graph_of, fit_here, graph_of_random_likes, two_taste_world
@@ -100,7 +102,7 @@ def test_every_person_stands_in_one_shard_in_order() -> None:
 def test_a_row_group_holds_whole_lists(list_length: int) -> None:
     rows = row_group_rows(list_length)
     assert rows % list_length == 0
-    assert rows <= max(100_000, list_length)
+    assert rows <= max(ROW_GROUP_ROWS, list_length)
 
 
 def test_one_users_list_is_found_by_reading_one_row_group(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_one_users_list_is_found_by_reading_one_row_group(tmp_path: Path) -> Non
     write_rows(rows, tmp_path / "part.parquet", list_length=k)
     footer = pq.read_metadata(tmp_path / "part.parquet")
     ranges = [footer.row_group(group).column(0).statistics for group in range(footer.num_row_groups)]
-    assert [(found.min, found.max) for found in ranges] == [(0, 4999), (5000, 9999), (10_000, 11_999)]
+    assert [(found.min, found.max) for found in ranges] == [(0, 6552), (6553, 11_999)]
     again = tmp_path / "again.parquet"
     in_pieces = pl.concat([rows[start : start + 777] for start in range(0, len(rows), 777)], rechunk=False)
     write_rows(in_pieces, again, list_length=k)
@@ -403,6 +405,39 @@ def test_ranks_that_keep_dying_end_the_night_by_name_and_leave_what_is_finished(
         recommend_everyone(graph, fitted, settings(ranks=2, users_per_shard=5), tmp_path, on_progress=kill)
     assert processes_of(tmp_path) == []
     assert list(tmp_path.glob("part-*.json"))
+
+
+def test_whoever_kills_the_night_kills_its_ranks_and_the_next_one_goes_on(
+    longer: tuple[Graph, Fitted], tmp_path: Path
+) -> None:
+    graph, fitted = longer
+    program = (
+        "import sys; from pathlib import Path; from pydantic import TypeAdapter; "
+        "from tasks.contracts import Fitted, Graph; from tasks.recommend.everyone import recommend_everyone; "
+        "from tests.tasks.test_shards import settings; "
+        "graph, fitted = (TypeAdapter(kind).validate_json(text) for kind, text in zip((Graph, Fitted), sys.argv[1:])); "
+        "recommend_everyone(graph, fitted, settings(ranks=2, users_per_shard=5), Path(sys.argv[3]))"
+    )
+    told = [TypeAdapter(Graph).dump_json(graph).decode(), TypeAdapter(Fitted).dump_json(fitted).decode()]
+    night = subprocess.Popen([sys.executable, "-c", program, *told, str(tmp_path)], cwd=PROJECT_ROOT)
+    try:
+        _wait_for(lambda: len(list(tmp_path.glob("part-*.json"))) > 20)
+    finally:
+        night.kill()
+        night.wait()
+    _wait_for(lambda: not processes_of(tmp_path), at_most_s=5)
+    sealed = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*.json")}
+    assert len(sealed) < 800
+    again = recommend_everyone(graph, fitted, settings(users_per_shard=5), tmp_path)
+    assert len(again.parts) == 800
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in sealed} == sealed
+
+
+def _wait_for(condition: Callable[[], bool], *, at_most_s: float = 120) -> None:
+    until = time.monotonic() + at_most_s
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
 
 
 def test_a_cancelled_night_leaves_no_ranks(longer: tuple[Graph, Fitted], tmp_path: Path) -> None:
