@@ -46,17 +46,16 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
 
 def warn_of_fold_in(evaluation: Evaluation) -> None:
     """Nobody is refused their list for it; but whoever runs the night should know."""
-    for score in evaluation.fold_in_not_above_popular:
-        difference = score.recall_over_popular
+    words = [
+        f"{'no like' if score.events == 'met' else '1 event' if score.events == '1' else f'{score.events} events'} "
+        f"({score.recall_over_popular.low:+.4f} to {score.recall_over_popular.high:+.4f}, {score.num_users:,} people)"
+        for score in evaluation.fold_in_not_above_popular
+    ]
+    if words:
         log.warning(
-            "fold_in does not beat popular beyond noise for people with %s: recall@%d differs by %+.4f "
-            "(%+.4f to %+.4f), %s users",
-            "nothing but events that are no likes" if score.events == "met" else f"{score.events} events",
+            "fold_in does not beat popular beyond noise, in recall@%d on validation, for people with %s",
             evaluation.k,
-            difference.mean,
-            difference.low,
-            difference.high,
-            f"{score.num_users:,}",
+            "; ".join(words),
         )
 
 

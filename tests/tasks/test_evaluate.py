@@ -135,7 +135,10 @@ def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
     failing = [tier.events for tier in evaluation.fold_in_not_above_popular]
     assert "5-9" in failing
     warn_of_fold_in(evaluation)
-    assert "fold_in does not beat popular beyond noise for people with 5-9 events" in caplog.text
+    (said,) = caplog.messages
+    assert said.startswith("fold_in does not beat popular beyond noise, in recall@10 on validation, for people with ")
+    assert said.count(" people)") == len(failing)
+    assert "5-9 events (" in said
     words = tiers_in_words(evaluation)
     assert f"does not beat popularity beyond noise for people with these events: {', '.join(failing)}." in words
     assert "| fold_in, 5-9 | " in words
