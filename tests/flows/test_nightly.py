@@ -127,6 +127,49 @@ def test_the_report_stands_in_the_dashboard_and_in_the_store(night_place: Path) 
     assert "user-0" not in text + audit.read_text(), "nobody's id stands in a report"
 
 
+def test_tables_beside_the_events_decide_who_gets_what(night_place: Path) -> None:
+    """Somebody new with a name that breaks things, an item that is gone, a pair that is blocked, one of a kind."""
+    events = two_taste_events()
+    store, stranger = night_place / "store", "👩‍🚀 'Zoë', \"the\" <b>new</b>; -- %s"
+    write_events(store, events)
+    before = rows_of(nightly(QUICK))
+    first = before.filter((pl.col("user_id") == "user-004") & (pl.col("rank") == 1))["item_id"].item()
+    gone = before.filter(pl.col("item_id") != first)["item_id"].mode().sort().first()
+    items = events["item_id"].unique().sort()
+    kind = (items.str.tail(2).cast(pl.Int64) // 4).cast(pl.String)  # five of four
+    tables = {
+        "items": {"item_id": items, "available": items != gone, "categories": kind},
+        "users": {"user_id": [stranger, "two\nlines", "user-004"]},
+        "blocked": {"user_id": ["user-004", "nobody"], "item_id": [first, first]},
+        "segments": {"user_id": [stranger, "user-001"], "segment": ["odd", "odd"]},
+    }
+    for name, columns in tables.items():
+        (store / name).mkdir()
+        pl.DataFrame(columns).write_parquet(store / name / "today.parquet")
+    capped = QUICK.model_copy(update={"recommend": QUICK.recommend.model_copy(update={"at_most_per_category": 2})})
+
+    published = nightly(capped)
+
+    rows = rows_of(published)
+    assert published.version == 2
+    assert set(rows["user_id"]) == {*events["user_id"], stranger}
+    assert rows.group_by("user_id").len()["len"].unique().to_list() == [5], "K stays K"
+    assert gone not in rows["item_id"]
+    assert rows.filter((pl.col("user_id") == "user-004") & (pl.col("item_id") == first)).is_empty()
+    of_a_kind = (
+        rows.join(pl.DataFrame({"item_id": items, "kind": kind}), on="item_id").group_by("user_id", "kind").len()
+    )
+    assert of_a_kind["len"].max() == 2
+    assert open_latest(str(store), verify=True).for_user(stranger)["tier"].unique().to_list() == ["segment"]
+    audit = store / "_meta" / "audits" / published.as_of.isoformat() / f"{published.attempt}.json"
+    night = json.loads(audit.read_text())
+    assert night["tables"]["rows"] == {"items": 20, "users": 2, "blocked": 1, "segments": 2}
+    assert night["tables"]["ignored"] == {"users: malformed_user_id": 1, "blocked: unknown user": 1}
+    taken = night["recommendations"]["removed_by_rule"]
+    assert min(taken[rule] for rule in ("seen", "unavailable", "category")) > 0
+    assert "nobody" not in audit.read_text()
+
+
 # ---- nights that end by name
 
 
