@@ -136,7 +136,7 @@ def test_tables_beside_the_events_decide_who_gets_what(night_place: Path) -> Non
     first = before.filter((pl.col("user_id") == "user-004") & (pl.col("rank") == 1))["item_id"].item()
     gone = before.filter(pl.col("item_id") != first)["item_id"].mode().sort().first()
     items = events["item_id"].unique().sort()
-    kind = (items.str.tail(2).cast(pl.Int64) // 4).cast(pl.String)  # five of four
+    kind = (items.str.tail(2).cast(pl.Int64) // 8).cast(pl.String)
     tables = {
         "items": {"item_id": items, "available": items != gone, "categories": kind},
         "users": {"user_id": [stranger, "two\nlines", "user-004"]},
