@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoint import Checkpoint, is_as_written, newest_checkpoint, save_checkpoint, write_sealed
@@ -120,6 +121,7 @@ def fit(spec: Spec, ranks: Ranks, which: str, *, epochs: int, validation: Valida
             beat(spec, ranks)
     if validation is None:
         save_tables(spec, ranks, training.tables(), training, which)
+    add_fold_table(spec, ranks, training, which)
     return Fit(
         epochs=epochs if validation is None else progress.best_epoch,
         curve=progress.curve,
@@ -306,6 +308,9 @@ def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, wh
     hop_ID             (I, D) what one like of each item adds to its user's row, before the row's scale
     scale_U            (U,) that scale: user_UD[u, :D] = scale_U[u] x (own term + the sum of hop_ID over u's likes /
                        sqrt(how many they are))
+
+    And, once the fit has ended (`add_fold_table`):
+
     fold_ID            (I, D) what one event of each item adds to the row of a person who has none, before its length
     fold_length        (1,) the length of trained rows (models/fold_in.py)
 
@@ -313,9 +318,19 @@ def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, wh
     """
     hop_ID = training.hop()
     if ranks.is_first:
-        fold_ID, fold_length = fold_table(tables, training.liked, training.degree_I)
-        more = {"hop_ID": hop_ID, "fold_ID": fold_ID, "fold_length": fold_length}
-        write_sealed(tables._asdict() | more, tables_path(spec, which))
+        write_sealed(tables._asdict() | {"hop_ID": hop_ID}, tables_path(spec, which))
+
+
+def add_fold_table(spec: Spec, ranks: Ranks, training: Training, which: str) -> None:
+    """Once, from the tables that were kept: at every look it would cost a few hundredths of the training."""
+    if not ranks.is_first:
+        return
+    beat(spec, ranks)
+    kept = load_file(tables_path(spec, which))
+    tables = Tables(*(kept[name] for name in Tables._fields))
+    kept["fold_ID"], kept["fold_length"] = fold_table(tables, training.liked, training.degree_I)
+    write_sealed(kept, tables_path(spec, which))
+    beat(spec, ranks)
 
 
 def beat(spec: Spec, ranks: Ranks) -> None:
