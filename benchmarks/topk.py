@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from tasks.recommend.shards import write_rows
 
 THREADS = 2
 ROUNDS = 5
+PRODUCTS = 200  # of one timing of the bare rate
 ALONE = Ranks(0, 1, torch.device("cpu"))
 GAP = 1e-5  # scores nearer than this may stand in either order: float32 cannot tell them apart
 
@@ -74,6 +76,7 @@ def main() -> None:
         served = train(liked, num_items, Path(scratch))
         trained = Case(served["user_UD"], served["item_ID"], liked)
         figures, table = speed(trained, options.rounds)
+        figures |= floor(trained, table["trained d 64"]["ours"])
         figures |= growth(liked.num_rows, num_items, options.rounds)
         figures |= exactness(trained)
         figures |= reasons_cost(served, liked, options.rounds)
@@ -260,6 +263,33 @@ def tell(name: str, case: Case, seconds: dict[str, float]) -> None:
         print(
             f"  {contestant:<22}{took:8.2f} s  {case.num_users / took:>10,.0f} users/s  {ratio:6.2f} x ours", flush=True
         )
+
+
+def floor(case: Case, seconds: float) -> dict[str, float]:
+    """What the multiply-adds alone cost at the fastest rate found: products that stay in the cache, one a thread."""
+    figures = {}
+    operations = 2.0 * case.num_users * len(case.item_ID) * case.item_ID.shape[1]
+    for dtype, name in ((torch.float32, "32_bits"), (torch.bfloat16, "16_bits")):
+        rates = []
+        for rows, columns in ((256, 4096), (512, 4096), (512, 8192), (1024, 4096)):
+            taken = best_of({"": lambda r=rows, c=columns, t=dtype: products_in_threads(r, c, t)}, ROUNDS)[""]
+            rates.append(THREADS * PRODUCTS * 2.0 * rows * columns * 64 / taken)
+        figures[f"peak_gflops_{name}"] = max(rates) / 1e9
+        figures[f"floor_seconds_{name}"] = operations / max(rates)
+    figures["seconds_over_floor"] = seconds / min(figures["floor_seconds_16_bits"], figures["floor_seconds_32_bits"])
+    print("\n" + ", ".join(f"{name} {value:.2f}" for name, value in figures.items()), flush=True)
+    return figures
+
+
+def products_in_threads(rows: int, columns: int, dtype: torch.dtype) -> None:
+    def work(_: int) -> None:
+        user_BD, item_CD = torch.ones(rows, 64, dtype=dtype), torch.ones(columns, 64, dtype=dtype)
+        score_BC = torch.empty(rows, columns, dtype=dtype)
+        for _ in range(PRODUCTS):
+            torch.mm(user_BD, item_CD.T, out=score_BC)
+
+    with ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, range(THREADS)))
 
 
 def growth(num_users: int, num_items: int, rounds: int) -> dict[str, float]:
