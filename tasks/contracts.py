@@ -210,7 +210,7 @@ class Recommendations:
     catalogue: int
     people: int = 0  # everybody who should get a list: users with events, and the users table's
     users_by_tier: dict[str, int] = field(default_factory=dict)  # people by the tier of their first row
-    removed_by_rule: dict[str, int] = field(default_factory=dict)  # rows of the first k without any rule that it took
+    removed_by_rule: dict[str, int] = field(default_factory=dict)  # would-be rows it took (tasks/recommend/rows.py)
     short_by_reason: dict[str, int] = field(default_factory=dict)  # what left fewer than k -> people
     outputs: tuple[Output, ...] = ()  # beside the lists, each where it is asked for
 

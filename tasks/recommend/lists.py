@@ -125,6 +125,7 @@ class Everybody:
     def lists(self, start: int, stop: int, *, block_bytes: int, threads: int | None) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
         tier_at = np.array([*self.tiers, NO_ITEM], dtype=np.int8)
+        would_be_NK = self._would_be(start, stop, block_bytes, threads) if self.rules.more_than_seen else None
         for block in top_k(
             list(self.tiers.values()),
             users=np.arange(start, stop),
@@ -139,7 +140,21 @@ class Everybody:
         ):
             named = replace(block, tier_BK=tier_at[block.tier_BK])
             rows = rows_of(named, self._why(named, threads), self.people.user_ids, self.item_ids)
-            yield Listed(rows, len(block.users), self._counts(named))
+            would_be_BK = block.item_BK if would_be_NK is None else would_be_NK[block.users - start]
+            yield Listed(rows, len(block.users), self._counts(named, would_be_BK))
+
+    def _would_be(self, start: int, stop: int, block_bytes: int, threads: int | None) -> npt.NDArray[np.int32]:
+        """(N, K) what these people would get if nothing but what they met were left out: what rules are counted by."""
+        blocks = top_k(
+            list(self.tiers.values()),
+            users=np.arange(start, stop),
+            k=self.k,
+            excluded=self.rules.seen,
+            item_rank_I=self.item_rank_I,
+            block_bytes=block_bytes,
+            threads=threads,
+        )
+        return np.concatenate([block.item_BK for block in blocks])
 
     def _why(self, block: Lists, threads: int | None) -> Why:
         why = Why.nothing((*block.item_BK.shape, self.at_most_reasons))
@@ -174,6 +189,6 @@ class Everybody:
         why.item_BKR[lines] = np.where(own_bK1, found.item_BKR, why.item_BKR[lines])
         why.share_BKR[lines] = np.where(own_bK1, found.share_BKR, why.share_BKR[lines])
 
-    def _counts(self, block: Lists) -> Counts:
+    def _counts(self, block: Lists, would_be_BK: npt.NDArray[np.int32]) -> Counts:
         without = self.products[GRAPH].row_U[block.users] < 0
-        return {**counts_of(block, self.rules), "users": {"without_a_trained_row": int(without.sum())}}
+        return {**counts_of(block, would_be_BK, self.rules), "users": {"without_a_trained_row": int(without.sum())}}

@@ -130,10 +130,11 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
 
 
 def bytes_per_row(user_ids: Ids, item_ids: Ids, reasons: int) -> int:
-    """Of a finished row in memory: ids, rank and score 4 each, tier 16, a place in the list of reasons 8; of each
-    reason kind 16, share 4 and the item's id. And a quarter for what malloc keeps between blocks."""
+    """Of a finished row in memory: ids, rank and score 4 each, tier 16, a place in the list of reasons 8, what would
+    stand there without rules 4; of each reason kind 16, share 4 and the item's id. And a quarter for what malloc keeps
+    between blocks."""
     reason = 16 + 4 + item_ids.bytes_each
-    row = user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16 + 8 + reasons * reason
+    row = user_ids.bytes_each + item_ids.bytes_each + 4 + 4 + 16 + 8 + 4 + reasons * reason
     return row + row // 4
 
 

@@ -71,14 +71,14 @@ def _reasons(why: Why, listed_BK: npt.NDArray[np.bool_], item_ids: pl.Series) ->
     return lists.cast(pl.List(structs.dtype))
 
 
-def counts_of(block: Lists, rules: Rules) -> dict[str, dict[str, int]]:
+def counts_of(block: Lists, would_be_BK: npt.NDArray[np.int32], rules: Rules) -> dict[str, dict[str, int]]:
     """rows_by_tier, users_by_tier (of the first row), removed_by_rule, short_by_reason; names that do not occur are 0
     or left out."""
     listed_BK = block.item_BK != NO_ITEM
     return {
         "rows_by_tier": _named(TIERS, block.tier_BK[listed_BK]),
         "users_by_tier": _named(TIERS, block.tier_BK[listed_BK[:, 0], 0]),
-        "removed_by_rule": _named(RULES, _removed(block, rules)),
+        "removed_by_rule": _named(RULES, _removed(block, would_be_BK, rules)),
         "short_by_reason": _short(block.users[~listed_BK[:, -1]], block.item_BK.shape[1], rules),
     }
 
@@ -88,16 +88,22 @@ def _named(names: tuple[str, ...], position: np.ndarray) -> dict[str, int]:
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _removed(block: Lists, rules: Rules) -> np.ndarray:
-    """The rule of each wished item that is in no list. What no other rule took, the cap on categories did."""
-    rule_BK = rules.forbidding(block.users, block.wished_BK)
+def _removed(block: Lists, would_be_BK: npt.NDArray[np.int32], rules: Rules) -> np.ndarray:
+    """The rule of each recommendation that is none because of it.
+
+    seen, of the K that the model would put first: mostly what people like already. Every other rule, of the K that
+    were left if nothing but `seen` were forbidden, or the figures of all others would drown in it. What no other rule
+    took of them, the cap on categories did.
+    """
+    is_seen = rules.forbidding(block.users, block.wished_BK) == RULES.index("seen")
+    rule_BK = rules.forbidding(block.users, would_be_BK)
     if rules.cap is not None:
         line_B1 = np.arange(len(block.users))[:, None] * np.int64(rules.rule_GI.shape[1])
-        allowed_BK = (rule_BK == NONE) & (block.wished_BK != NO_ITEM)
+        allowed_BK = (rule_BK == NONE) & (would_be_BK != NO_ITEM)
         listed = (line_B1 + block.item_BK)[block.item_BK != NO_ITEM]
-        stands = np.isin((line_B1 + block.wished_BK)[allowed_BK], listed, assume_unique=True)
+        stands = np.isin((line_B1 + would_be_BK)[allowed_BK], listed, assume_unique=True)
         rule_BK[allowed_BK] = np.where(stands, NONE, RULES.index("category"))
-    return rule_BK[rule_BK != NONE]
+    return np.append(np.full(is_seen.sum(), RULES.index("seen")), rule_BK[rule_BK != NONE])
 
 
 def _short(users: npt.NDArray[np.int64], k: int, rules: Rules) -> dict[str, int]:

@@ -67,6 +67,11 @@ class Rules:
     cap: CategoryCap | None
 
     @property
+    def more_than_seen(self) -> bool:
+        """Whether any rule but `seen` can take an item from anybody."""
+        return bool(len(self.blocked.indices) or self.cap is not None or (self.rule_GI != NONE).any())
+
+    @property
     def allowed(self) -> Allowed | None:
         """None where every item is allowed to everybody."""
         return Allowed(self.rule_GI == NONE, self.group_P) if (self.rule_GI != NONE).any() else None

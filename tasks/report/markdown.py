@@ -81,8 +81,9 @@ def _lists(night: Night) -> str:
     return (
         f"## Lists\n\n{lists.people:,} people, {lists.users_without_a_trained_row:,} of them without a trained row.\n\n"
         f"| tier | people whose list begins with it | rows |\n|---|---:|---:|\n{tiers}\n\n"
-        f"Of the best {lists.k} of each person without any rule, the rules took (each item counts under the first "
-        f"rule; others took their places):\n\n| rule | items | share |\n|---|---:|---:|\n{rules}\n\n"
+        f"What the rules took, each item under the first rule that does, and others took their places. `seen`: of "
+        f"the {lists.k} that the model puts first; the others: of the {lists.k} that `seen` leaves to each person.\n\n"
+        f"| rule | items | share |\n|---|---:|---:|\n{rules}\n\n"
         + (
             f"{lists.short_lists:,} lists are shorter than {lists.k}, because of: {short}."
             if lists.short_lists

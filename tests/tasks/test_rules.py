@@ -455,7 +455,7 @@ def test_the_rules_say_of_every_pair_what_a_loop_says(seed: int, graph: Graph, t
 def test_lists_under_any_rules_pass_the_gate_and_count_what_was_removed(
     seed: int, world: World, graph: Graph, fitted: Fitted, tables: MakeTables, night: Callable
 ) -> None:
-    """removed_by_rule against the lists without any rule, one person and item at a time."""
+    """removed_by_rule against lists without any rule, and with `seen` alone, one person and item at a time."""
     rng = np.random.default_rng(seed)
     kinds = {item: [f"k{kind}" for kind in rng.permutation(4)[: rng.integers(0, 3)]] for item in ITEMS}
     available = {item: bool(rng.random() < 0.8) for item in ITEMS[:55]}
@@ -476,20 +476,20 @@ def test_lists_under_any_rules_pass_the_gate_and_count_what_was_removed(
     rules = read_rules(graph.folder, told, people, RecommendConfig(**config), AS_OF)  # type: ignore[arg-type]
     free = Everybody(Sources.of(graph, fitted, RecommendConfig(k=12, popular_half_life_days=0), told, AS_OF))
     nothing = Csr(np.zeros(len(people) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
-    free.rules = replace(
-        free.rules, seen=nothing, blocked=nothing, excluded=nothing, rule_GI=free.rules.rule_GI * 0 - 1
-    )
+    allowed = free.rules.rule_GI * 0 - 1
     listed = set(rows.select("user_id", "item_id").rows())
     removed = dict.fromkeys(RULES, 0)
-    for block in free.lists(0, len(people), block_bytes=2**26, threads=1):
-        first_tier = block.rows.filter(pl.col("tier") == pl.col("tier").first().over("user_id"))
-        for user, item in first_tier.select("user_id", "item_id").rows():
+    for met in (nothing, rules.seen):
+        free.rules = replace(free.rules, seen=met, blocked=nothing, excluded=met, rule_GI=allowed)
+        would_be = pl.concat([b.rows for b in free.lists(0, len(people), block_bytes=2**26, threads=1)])
+        if met is nothing:
+            would_be = would_be.filter(pl.col("tier") == pl.col("tier").first().over("user_id"))
+        for user, item in would_be.select("user_id", "item_id").rows():
             person = np.array([people.user_ids.to_list().index(user)])
-            rule = int(rules.forbidding(person, np.array([[ITEMS.index(item)]], dtype=np.int32))[0, 0])
-            if rule != NONE:
-                removed[RULES[rule]] += 1
-            elif (user, item) not in listed:
-                removed["category"] += 1
+            number = int(rules.forbidding(person, np.array([[ITEMS.index(item)]], dtype=np.int32))[0, 0])
+            rule = RULES[number] if number != NONE else "none" if (user, item) in listed else "category"
+            if rule != "none" and (rule == "seen") == (met is nothing):
+                removed[rule] += 1
     assert finished.removed_by_rule == removed
     assert finished.users_by_tier == dict.fromkeys(TIERS, 0) | dict(
         rows.filter(pl.col("rank") == 1).group_by("tier").len().rows()
