@@ -102,6 +102,8 @@ def _faults_of(
     yield "scores that are not finite", int((~np.isfinite(lists["score"].to_numpy())).sum())
     yield "items that stand twice in a list", len(rows) - rows.select("user_id", "item_id").n_unique()
     yield from _forbidden(rows, known)
+    if "reasons" in rows.columns:
+        yield "rows with reasons that cannot be", _wrong_reasons(rows)
     tier = pl.col("tier").replace_strict({name: order for order, name in enumerate(TIERS)}, default=None)
     ordered = rows.with_columns(tier_order=tier)
     same_user = pl.col("user_index") == pl.col("user_index").shift(1)
@@ -140,6 +142,24 @@ def _forbidden(rows: pl.DataFrame, known: Known) -> Iterator[tuple[str, int]]:
     if at_most is not None:
         of_category = rows.explode("categories").drop_nulls("categories").group_by("user_index", "categories").len()
         yield "categories with too many items in a list", int((of_category["len"] > at_most).sum())
+
+
+def _wrong_reasons(rows: pl.DataFrame) -> int:
+    """Shares are parts of one whole, the largest first; an item's own kind names an item, the others none."""
+    because = rows.select("user_index", "rank", "reasons").explode("reasons").drop_nulls("reasons")
+    if because.is_empty():
+        return 0
+    because = because.unnest("reasons", separator=".")
+    kind, share = pl.col("reasons.kind"), pl.col("reasons.share")
+    names_an_item = pl.col("reasons.item_id").is_not_null()
+    of_row = because.group_by("user_index", "rank", maintain_order=True).agg(
+        (~(share.is_finite() & (share > 0.0))).any().alias("no share"),
+        (share.sum() > 1.001).alias("more than all"),
+        (share > share.shift(1)).any().alias("not in order"),
+        (names_an_item != kind.is_in(["liked", "met"])).any().alias("another kind"),
+        (~kind.is_in(["liked", "met", "segment", "popular"])).any().alias("no kind"),
+    )
+    return int(of_row.select(pl.any_horizontal(pl.exclude("user_index", "rank")).sum()).item())
 
 
 def _count_among(pairs: Csr, user: np.ndarray, item: np.ndarray, num_items: int) -> int:

@@ -251,6 +251,33 @@ def test_items_against_a_rule_are_counted_under_it_and_refused(rule: str, tmp_pa
     assert not verdict.passed
 
 
+REASON = pl.List(pl.Struct({"kind": pl.String, "item_id": pl.String, "share": pl.Float32}))
+GOOD_REASONS = [
+    [],
+    [("liked", "a", 0.5), ("liked", "c", 0.25), ("met", "b", 0.25)],
+    [("segment", None, 1.0)],
+    [("popular", None, 0.01)],
+]
+WRONG_REASONS = [
+    [("liked", None, 0.5)],
+    [("popular", "a", 0.5)],
+    [("magic", None, 0.5)],
+    [("liked", "a", 0.25), ("liked", "b", 0.5)],
+    [("liked", "a", 0.75), ("liked", "b", 0.5)],
+    [("liked", "a", 0.0)],
+    [("liked", "a", float("nan"))],
+]
+
+
+@pytest.mark.parametrize("wrong", range(-1, len(WRONG_REASONS)))
+def test_reasons_that_cannot_be_are_refused(wrong: int, known: Known, tmp_path: Path) -> None:
+    reasons = [*GOOD_REASONS, [], WRONG_REASONS[wrong] if wrong >= 0 else []]
+    named = [[dict(zip(("kind", "item_id", "share"), one, strict=True)) for one in of_row] for of_row in reasons]
+    lists = replace_file(GOOD, 0, GOOD.files[0].with_columns(reasons=pl.Series(named, dtype=REASON)))
+    checks = {check.gate: check for check in judge(lists, known, tmp_path, GateConfig(), evaluation()).checks}
+    assert checks["lists: rows with reasons that cannot be"].passed is (wrong < 0)
+
+
 def test_segment_and_fold_in_stand_between_graph_and_popular(known: Known, tmp_path: Path) -> None:
     rows = [
         ("cy", 1, "e", 0.5, "fold_in"),
