@@ -146,20 +146,18 @@ def _forbidden(rows: pl.DataFrame, known: Known) -> Iterator[tuple[str, int]]:
 
 def _wrong_reasons(rows: pl.DataFrame) -> int:
     """Shares are parts of one whole, the largest first; an item's own kind names an item, the others none."""
-    because = rows.select("user_index", "rank", "reasons").explode("reasons").drop_nulls("reasons")
-    if because.is_empty():
+    num_reasons = rows["reasons"].list.len().fill_null(0).to_numpy()
+    row = np.repeat(np.arange(len(rows)), num_reasons)
+    if not len(row):
         return 0
-    because = because.unnest("reasons", separator=".")
-    kind, share = pl.col("reasons.kind"), pl.col("reasons.share")
-    names_an_item = pl.col("reasons.item_id").is_not_null()
-    of_row = because.group_by("user_index", "rank", maintain_order=True).agg(
-        (~(share.is_finite() & (share > 0.0))).any().alias("no share"),
-        (share.sum() > 1.001).alias("more than all"),
-        (share > share.shift(1)).any().alias("not in order"),
-        (names_an_item != kind.is_in(["liked", "met"])).any().alias("another kind"),
-        (~kind.is_in(["liked", "met", "segment", "popular"])).any().alias("no kind"),
-    )
-    return int(of_row.select(pl.any_horizontal(pl.exclude("user_index", "rank")).sum()).item())
+    because = rows["reasons"].filter(pl.Series(num_reasons > 0)).explode().struct.unnest()
+    share, of_own = because["share"].fill_null(np.nan).to_numpy(), because["kind"].is_in(["liked", "met"])
+    no_kind = ~(of_own | because["kind"].is_in(["segment", "popular"])).fill_null(False)
+    another_kind = of_own.fill_null(False) != because["item_id"].is_not_null()
+    rises = np.append(False, (row[1:] == row[:-1]) & (share[1:] > share[:-1]))
+    wrong = (no_kind | another_kind).to_numpy() | rises | ~(share > 0.0) | ~np.isfinite(share)
+    more_than_all = np.bincount(row, weights=np.where(wrong, 0.0, share)) > 1.001
+    return int((more_than_all | (np.bincount(row, weights=wrong) > 0)).sum())
 
 
 def _count_among(pairs: Csr, user: np.ndarray, item: np.ndarray, num_items: int) -> int:
