@@ -394,6 +394,34 @@ def test_sources_cross_to_ranks_as_json(graph: Graph, fitted: Fitted, tables: Ma
     assert undated.as_of == (last.date() + timedelta(days=1)).isoformat()
 
 
+def test_names_that_break_things_and_somebody_who_likes_everything(
+    world: World, tables: MakeTables, tmp_path: Path
+) -> None:
+    """Ids are opaque, in rows, tables and reasons; who likes the whole catalogue gets nothing, and nobody else less."""
+    strange = ["🦉", 'say "hi"', "it's", "a,b;c", "%s {0} \\n", "<b>&amp;", " lead", "ß/é/日本語", "NULL", "-1"]
+    items = {item: f"{strange[number % 10]} {number}" for number, item in enumerate(ITEMS)}
+    users = {f"u{number:03d}": f"{strange[number % 10]}-{number}" for number in range(40)}
+    renamed = world.seen.with_columns(
+        pl.col("user_id").replace_strict(users),
+        pl.col("item_id").replace_strict(items),
+        liked=pl.col("liked") | (pl.col("user_id") == "u038"),
+    ).with_columns(first_liked_us=pl.when("liked").then("first_seen_us"))
+    graph = build_graph_of(renamed.sort("user_id", "item_id"), tmp_path / "graph")
+    fitted = fit_here(graph, tmp_path / "fit")
+    told = tables(blocked=[(users["u001"], items["i001"])], available=dict.fromkeys(items.values(), True))
+    config = RecommendConfig(k=10)
+    (tmp_path / "lists").mkdir()
+    finished = recommend_everyone(graph, fitted, config, tmp_path / "lists", tables=told, as_of=AS_OF)
+    checks = check_lists(finished, read_known(graph.folder, told, config, AS_OF))
+    assert [check for check in checks if not check.passed] == []
+    rows = pl.concat([pl.read_parquet(part.path) for part in finished.parts])
+    assert set(rows["item_id"]) <= set(items.values())
+    assert set(rows["user_id"]) == set(users.values()) - {users["u038"]}
+    because = rows.explode("reasons").select(pl.col("reasons").struct.field("item_id")).drop_nulls().to_series()
+    assert set(because) <= set(items.values())
+    assert finished.short_by_reason == {"seen": 2}
+
+
 # ---- any tables at all
 
 
