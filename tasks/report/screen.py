@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tasks.contracts import TIERS, Measured, Night, Published
+from tasks.contracts import TIERS, Measured, Night, Published, Recommendations
 from tasks.errors import NightError
 from tasks.report.people import Person, Reason
 
@@ -124,11 +124,15 @@ def _rows_table(night: Night) -> Table:
         (graph.num_test, "judge it"),
         (lists.rows, f"recommendations, {lists.k} for each user"),
         *((lists.rows_by_tier[tier], f"of them of tier {tier}") for tier in TIERS if lists.rows_by_tier.get(tier)),
-        *([(lists.short_lists, "users have met so much that fewer, or none, are left")] if lists.short_lists else []),
+        *([(lists.short_lists, f"lists are shorter: {_why_short(lists)}")] if lists.short_lists else []),
     ]:
         style = "dim" if count < 0 else ""
         table.add_row(f"{count:,}", name, style=style)
     return table
+
+
+def _why_short(lists: Recommendations) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in lists.short_by_reason.items())
 
 
 def _quarantine_warning(night: Night) -> list[Text]:

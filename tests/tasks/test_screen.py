@@ -20,9 +20,11 @@ from tasks.contracts import (
     Published,
     Recommendations,
     StageCost,
+    Tables,
     Verdict,
 )
 from tasks.errors import GateRefused
+from tasks.report.markdown import to_markdown
 from tasks.report.people import Given, Person, Reason, person_of, three_people
 from tasks.report.screen import already_screen, error_panel, night_screen, person_screen, published_screen, show
 
@@ -105,6 +107,42 @@ def test_the_screen_has_the_rows_the_stages_the_metrics_and_the_people() -> None
         assert words in text
 
 
+def with_rules(found: Night) -> Night:
+    lists = replace(
+        found.recommendations,
+        people=42,
+        rows_by_tier={"graph": 780, "fold_in": 0, "segment": 0, "popular": 20},
+        users_by_tier={"graph": 39, "fold_in": 0, "segment": 0, "popular": 1},
+        removed_by_rule={"seen": 420, "blocked": 7, "unavailable": 0},
+        short_lists=2,
+        short_by_reason={"seen": 1, "category": 1},
+    )
+    tables = Tables("", "", {"users": 3, "blocked": 9}, {"blocked: unknown user": 5})
+    return replace(found, recommendations=lists, tables=tables)
+
+
+def test_the_screen_says_why_lists_are_short() -> None:
+    assert "2  lists are shorter: seen 1, category 1" in seen(night_screen(with_rules(night()), [], NEXT))
+    assert "shorter" not in seen(night_screen(night(), [], NEXT))
+
+
+def test_the_report_says_what_rules_took_and_where_lists_begin() -> None:
+    found = night()
+    history = {"with_history": 1, "without_history": 1}
+    evaluation = replace(found.evaluation, users_by_history=history)
+    text = to_markdown(replace(with_rules(found), evaluation=evaluation))
+    for words in (
+        "Tables: users 3, blocked 9 rows. Rows left out of them: blocked: unknown user 5.",
+        "| popular | 1 | 20 |",
+        "| seen | 420 | 50.0% |",
+        "| blocked | 7 | 0.8% |",
+        "2 lists are shorter than 20, because of: seen 1, category 1.",
+    ):
+        assert words in text
+    assert "unavailable" not in text
+    assert "No list is shorter than 20." in to_markdown(replace(found, evaluation=evaluation))
+
+
 @pytest.mark.parametrize(("rival", "words"), [(0.2, "ahead of"), (0.26, "level with"), (0.36, "behind")])
 def test_a_rival_beyond_the_interval_is_ahead_or_behind_and_within_it_level(rival: float, words: str) -> None:
     assert f"LightGCN is {words} popularity on test recall." in seen(night_screen(night(rival_recall=rival), [], NEXT))
@@ -134,12 +172,6 @@ def test_many_rows_set_aside_are_a_warning_in_yellow() -> None:
 def test_events_of_a_later_night_are_no_fault_of_whoever_writes_them() -> None:
     screen = night_screen(night(quarantined={"timestamp_in_future": 500}), [], NEXT)
     assert "are quarantined" not in seen(screen)
-
-
-def test_users_who_get_less_than_the_others_are_counted() -> None:
-    found = night()
-    short = replace(found, recommendations=replace(found.recommendations, short_lists=40))
-    assert "40  users have met so much that fewer, or none, are left" in seen(night_screen(short, [], NEXT))
 
 
 def test_no_uri_and_no_command_breaks_in_the_middle() -> None:
