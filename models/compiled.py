@@ -25,3 +25,8 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True, cache=True)(function))
     except RuntimeError:  # neither beside the code nor in the user's cache may be written: compile in each process
         return cast(Function, numba.njit(nogil=True)(function))
+
+
+def inlined(function: Function) -> Function:
+    """Copied into the compiled functions that call it: for the few that a loop calls millions of times."""
+    return cast(Function, numba.njit(inline="always")(function)) if AVAILABLE else function

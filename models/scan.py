@@ -12,12 +12,16 @@ later about K columns and not K x log(columns / K) have to be looked at one by o
 import numpy as np
 import numpy.typing as npt
 
-from models.compiled import compiled
+from models.compiled import compiled, inlined
 
+LAST_COLUMN = 0x7FFFFFFF
+BINS = 256  # of a count of rough scores
 MINUS_INF_16 = np.int16(0xFF80 - 0x10000)  # the bits of -inf
 MINUS_INF_32 = np.int32(0xFF800000 - 0x100000000)
 Whole = np.int64 | int
 Bits = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+# Of each row: exact scores and columns of a heap, and how many; codes and columns that were noted, how many, the bar.
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @compiled
@@ -60,7 +64,7 @@ def value_of(ordered: Whole) -> np.float32:
     return box.view(np.float32)[0]
 
 
-@compiled
+@inlined
 def exact_product(one_D: np.ndarray, other_D: np.ndarray, term_D: np.ndarray) -> np.float32:
     """The inner product, added up by halves as models/scorers.sum_by_halves does. `term_D` is scratch."""
     width = one_D.shape[0]
@@ -125,17 +129,6 @@ def offer(score_K: np.ndarray, column_K: np.ndarray, size: int, score: np.float3
 
 
 @compiled
-def sort_heaps(score_BK: np.ndarray, column_BK: np.ndarray, size_B: np.ndarray) -> None:
-    """Heaps become lists, best first."""
-    for b in range(len(size_B)):
-        score_K, column_K = score_BK[b], column_BK[b]
-        for last in range(size_B[b] - 1, 0, -1):
-            score_K[0], score_K[last] = score_K[last], score_K[0]
-            column_K[0], column_K[last] = column_K[last], column_K[0]
-            sift_down(score_K, column_K, 0, last)
-
-
-@compiled
 def largest_of_runs(row: Bits, run: int, largest: Bits) -> None:
     for number in range(largest.shape[0]):
         part = row[number * run : number * run + run]  # a slice of its own: else the loop below is not vectorised
@@ -146,33 +139,31 @@ def largest_of_runs(row: Bits, run: int, largest: Bits) -> None:
 
 
 @compiled
-def kth_largest(values: Bits, heap_K: np.ndarray) -> Whole:
-    """The smallest of the K largest, by a heap of K: a partition mispredicts a branch at most of its steps."""
-    k = heap_K.shape[0]
+def at_most_the_kth(values: np.ndarray, k: int, lowest: Whole, count_BINS: np.ndarray) -> Whole:
+    """The lower edge of the bin that holds the K-th largest; `lowest` where fewer than K are so large.
+
+    Counting into bins takes a tenth of a heap's or a partition's time, whose branches nobody can predict.
+    """
+    least, most, enough = np.int64(2**62), lowest, 0
     for place in range(values.shape[0]):
-        if place >= k:
-            if values[place] <= heap_K[0]:
-                continue
-            heap_K[0] = values[place]
-            at = 0
-            while True:
-                below = 2 * at + 1
-                if below >= k:
-                    break
-                if below + 1 < k and heap_K[below + 1] < heap_K[below]:
-                    below += 1
-                if heap_K[at] <= heap_K[below]:
-                    break
-                heap_K[at], heap_K[below] = heap_K[below], heap_K[at]
-                at = below
-        else:
-            heap_K[place] = values[place]
-            at = place
-            while at > 0 and heap_K[at] < heap_K[(at - 1) // 2]:
-                above = (at - 1) // 2
-                heap_K[at], heap_K[above] = heap_K[above], heap_K[at]
-                at = above
-    return heap_K[0]
+        value = values[place]
+        if value >= lowest:
+            enough += 1
+            least, most = min(least, value), max(most, value)
+    if enough < k:
+        return lowest
+    shift = 0
+    while (most - least) >> shift >= count_BINS.shape[0]:
+        shift += 1
+    count_BINS[:] = 0
+    for place in range(values.shape[0]):
+        if values[place] >= lowest:
+            count_BINS[(values[place] - least) >> shift] += 1
+    missing, edge = k, count_BINS.shape[0]
+    while missing > 0:
+        edge -= 1
+        missing -= int(count_BINS[edge])
+    return least + (np.int64(edge) << shift)
 
 
 @compiled
@@ -184,67 +175,163 @@ def turn_negative(row: Bits, turning: Whole) -> None:
 
 
 @compiled
+def bar_of(code: Whole, shift: int, rounding: np.float32, slack: np.float32) -> Whole:
+    """What a rough score must reach where K others reach `code`: theirs may be lower in truth, its own higher."""
+    if shift == 0 and slack == 0.0:
+        return code  # nothing was rounded, and infinities stay what they are
+    value = value_of(code << shift)
+    return ordered_bits(np.float32(value - abs(value) * rounding - 2 * slack)) >> shift
+
+
+@compiled
 def collect(
     bits_BM: Bits,
     first: int,
     run: int,
-    rescored: bool,
+    slack_B: np.ndarray,
     user_BD: np.ndarray,
     item_ID: np.ndarray,
     item_of_column: np.ndarray,
-    slack_B: np.ndarray,
-    score_BK: np.ndarray,
-    column_BK: np.ndarray,
-    size_B: np.ndarray,
+    found: Found,
 ) -> None:
-    """Offer every column that could be among its row's K best to the row's heap.
+    """Note every column that could be among its row's K best. The block is left as it was.
 
-    bits_BM: scores as integers, 16 (bfloat16) or 32 (float32) wide, of columns first.. ; -inf: never offered.
-    The block is left as it was.
-    rescored: exact scores are added up from user_BD and item_ID, at most slack_B from what was rounded into the block;
-    else the block's own values are the scores.
+    bits_BM: scores as integers, 16 (bfloat16) or 32 (float32) wide, of columns first.. ; -inf: never noted.
+    The exact scores lie at most slack_B from what was rounded into the block; see `exact_score` for the tables.
     """
+    score_BK, _, _, code_BP, noted_BP, num_noted_B, bar_B = found
     num_rows, num_columns = bits_BM.shape
-    k = score_BK.shape[1]
+    k, room = score_BK.shape[1], code_BP.shape[1]
     shift = 16 if bits_BM.itemsize == 2 else 0
     turning = np.int64(0x7FFF) if bits_BM.itemsize == 2 else np.int64(0x7FFFFFFF)
     lowest = np.int64(-32640) if bits_BM.itemsize == 2 else np.int64(-2139095040)  # the smallest above -inf, ordered
-    bar: Whole
     rounding = np.float32(2.0**-8) if bits_BM.itemsize == 2 else np.float32(0.0)
     num_runs = (num_columns + run - 1) // run
     largest = np.empty(num_runs, bits_BM.dtype)
-    heap_K = np.empty(k, np.int64)
+    seen = np.empty(room + num_runs, np.int64)
+    count_BINS = np.empty(BINS, np.int64)
     term_D = np.empty(user_BD.shape[1], np.float32)
     for b in range(num_rows):
-        row, slack = bits_BM[b], slack_B[b]
+        row, slack, noted = bits_BM[b], slack_B[b], num_noted_B[b]
         largest_of_runs(row, run, largest)
-        bar, turned = lowest, False
+        turned = False
         while True:
-            if size_B[b] == k:
-                bar = ordered_bits(np.float32(score_BK[b, 0] - slack)) >> shift
-            elif num_runs >= k:
-                bar = kth_largest(largest, heap_K)
-                if rescored and bar >= lowest:
-                    value = value_of(bar << shift)
-                    bar = ordered_bits(np.float32(value - abs(value) * rounding - 2 * slack)) >> shift
+            bar = max(bar_B[b], lowest)
+            if noted + num_runs >= k:
+                for place in range(noted):
+                    seen[place] = code_BP[b, place]
+                for number in range(num_runs):
+                    seen[noted + number] = largest[number]
+                kth = at_most_the_kth(seen[: noted + num_runs], k, lowest, count_BINS)
+                if kth > lowest:
+                    bar = max(bar, bar_of(kth, shift, rounding, slack))
             if bar > 0 or turned:
                 break
             turn_negative(row, turning)
             largest_of_runs(row, run, largest)
             turned = True
-        bar = max(bar, lowest)
         for number in range(num_runs):
             if largest[number] < bar:
                 continue
-            for column in range(number * run, min(number * run + run, num_columns)):
-                if row[column] < bar:
+            part = row[number * run : number * run + run]
+            for offset in range(part.shape[0]):
+                if part[offset] < bar:
                     continue
-                if rescored:
-                    score = exact_product(user_BD[b], item_ID[item_of_column[first + column]], term_D)
-                else:
-                    score = value_of(np.int64(row[column]) << shift)
-                size_B[b] = offer(score_BK[b], column_BK[b], size_B[b], score, first + column)
-                if size_B[b] == k:
-                    bar = max(bar, ordered_bits(np.float32(score_BK[b, 0] - slack)) >> shift)
+                if noted == room:
+                    noted, bar = make_room(
+                        b, slack, shift, rounding, bar, count_BINS, term_D, user_BD, item_ID, item_of_column, found
+                    )
+                    if part[offset] < bar:
+                        continue
+                code_BP[b, noted], noted_BP[b, noted] = part[offset], first + number * run + offset
+                noted += 1
+        num_noted_B[b], bar_B[b] = noted, bar
         if turned:
             turn_negative(row, turning)
+
+
+@inlined
+def exact_score(
+    code: Whole,
+    shift: int,
+    user_D: np.ndarray,
+    item_ID: np.ndarray,
+    item: int,
+    term_D: np.ndarray,
+) -> np.float32:
+    """Added up from the tables; without any (no columns), the block's own value is the score."""
+    if user_D.shape[0] == 0:
+        return value_of(code << shift)
+    return exact_product(user_D, item_ID[item], term_D)
+
+
+@compiled
+def make_room(
+    b: int,
+    slack: np.float32,
+    shift: int,
+    rounding: np.float32,
+    bar: Whole,
+    count_BINS: np.ndarray,
+    term_D: np.ndarray,
+    user_BD: np.ndarray,
+    item_ID: np.ndarray,
+    item_of_column: np.ndarray,
+    found: Found,
+) -> tuple[Whole, Whole]:
+    """Drop what the bar has passed meanwhile; where much is left (many like scores), add it up and keep the K best."""
+    score_BK, column_BK, size_B, code_BP, noted_BP, _, _ = found
+    k, room = score_BK.shape[1], code_BP.shape[1]
+    bar = max(bar, bar_of(at_most_the_kth(code_BP[b].astype(np.int64), k, bar, count_BINS), shift, rounding, slack))
+    left = 0
+    for place in range(room):
+        if code_BP[b, place] >= bar:
+            code_BP[b, left], noted_BP[b, left] = code_BP[b, place], noted_BP[b, place]
+            left += 1
+    if 4 * left <= 3 * room:
+        return left, bar
+    for place in range(left):
+        column = noted_BP[b, place]
+        score = exact_score(code_BP[b, place], shift, user_BD[b], item_ID, item_of_column[column], term_D)
+        size_B[b] = offer(score_BK[b], column_BK[b], size_B[b], score, column)
+    if size_B[b] == k:
+        bar = max(bar, ordered_bits(np.float32(score_BK[b, 0] - slack)) >> shift)
+    return 0, bar
+
+
+@compiled
+def finish(
+    shift: int,
+    user_BD: np.ndarray,
+    item_ID: np.ndarray,
+    item_of_column: np.ndarray,
+    found: Found,
+) -> None:
+    """Add up what was noted, keep each row's K best, best first."""
+    score_BK, column_BK, size_B, code_BP, noted_BP, num_noted_B, bar_B = found
+    k, room = score_BK.shape[1], code_BP.shape[1]
+    term_D = np.empty(user_BD.shape[1], np.float32)
+    score_P, column_P = np.empty(k + room, np.float32), np.empty(k + room, np.int32)
+    key_P, first_K = np.empty(k + room, np.int64), np.empty(k, np.int32)
+    bits_P, score_K = score_P.view(np.int32), first_K.view(np.float32)
+    for b in range(len(size_B)):
+        user_D, count = user_BD[b], size_B[b]
+        score_P[:count], column_P[:count] = score_BK[b, :count], column_BK[b, :count]
+        for place in range(num_noted_B[b]):
+            code, column = code_BP[b, place], noted_BP[b, place]
+            if code >= bar_B[b]:
+                column_P[count] = column
+                score_P[count] = exact_score(code, shift, user_D, item_ID, item_of_column[column], term_D)
+                count += 1
+        for place in range(count):  # one number that orders by score, then by column backwards
+            bits = np.int64(bits_P[place])
+            key_P[place] = ((bits if bits >= 0 else bits ^ 0x7FFFFFFF) << 32) | (LAST_COLUMN - column_P[place])
+        ordered = np.sort(key_P[:count])
+        size = min(k, count)
+        for place in range(size):
+            key = ordered[count - 1 - place]
+            bits = key >> 32
+            first_K[place] = bits if bits >= 0 else bits ^ 0x7FFFFFFF
+            column_BK[b, place] = LAST_COLUMN - (key & 0xFFFFFFFF)
+        score_BK[b, :size] = score_K[:size]
+        size_B[b] = size

@@ -21,6 +21,7 @@ from models.scorers import GroupScores, InnerProduct, Scorer, slices
 NO_ITEM = -1
 LANES = 8  # columns of the products are filled up to a multiple
 PARTS = 16  # of a block: what needs several numbers a score is done for so many users at a time
+NOTED = 256  # columns that may wait for their exact score, beside 2 K
 SPARE = 16  # torch's candidates beyond K; more make whole rows rarer and every row dearer
 ROWS_AT_ONCE = 512  # compiled: users of one product
 TILE_BYTES = 16 * 2**20  # compiled: of one product, at most; larger ones leave the cache before they are read
@@ -103,29 +104,19 @@ class ByProduct:
         opinion_B = self.scorer.row_U[users] >= 0
         num_columns = len(self.item_of_column)
         block = self._own_block()
+        tables = (user_BD.numpy(), self.scorer.item_ID.numpy(), self.item_of_column)
         for columns in slices(num_columns if opinion_B.any() else 0, self.columns_at_once):
             item_cD = self.item_CD[columns]
             score_Bc = block[: len(users) * len(item_cD)].view(len(users), len(item_cD))
             torch.mm(rough_BD, item_cD.T, out=score_Bc)
             bits_Bc = score_Bc.view(torch.int16 if self.dtype.itemsize == 2 else torch.int32).numpy()
-            for found, masked in ((wished, False), (best, True)):
-                if found is None:
-                    continue
-                if masked:
-                    scan.mask_pairs(bits_Bc, columns.start, self.column_of_item, *excluded)
-                    _mask_groups(bits_Bc, columns.start, self.allowed_GC, self.forbidden.allowed, users)
-                scan.collect(
-                    bits_Bc,
-                    columns.start,
-                    _run(len(item_cD), k),
-                    True,
-                    user_BD.numpy(),
-                    self.scorer.item_ID.numpy(),
-                    self.item_of_column,
-                    slack_B,
-                    *found.arrays,
-                )
-        return _ranked(best, wished, self.item_of_column, opinion_B)
+            run = _run(len(item_cD), k)
+            if wished is not None:
+                scan.collect(bits_Bc, columns.start, run, slack_B, *tables, wished.found)
+            scan.mask_pairs(bits_Bc, columns.start, self.column_of_item, *excluded)
+            _mask_groups(bits_Bc, columns.start, self.allowed_GC, self.forbidden.allowed, users)
+            scan.collect(bits_Bc, columns.start, run, slack_B, *tables, best.found)
+        return _ranked(best, wished, 16 if self.dtype.itemsize == 2 else 0, tables, opinion_B)
 
     def _rounded_items(self, item_CD: Tensor) -> tuple[Tensor, float, float]:
         """The product's operand, its longest row, and the longest way that a row was moved by rounding.
@@ -191,17 +182,14 @@ class ByScores:
         wished = _Best(len(users), k) if wishes else None
         nothing = np.zeros((len(users), 0), dtype=np.float32)
         exact = np.zeros(len(users), dtype=np.float32)
-        for found, masked in ((wished, False), (best, True)):
-            if found is None:
-                continue
-            if masked:
-                excluded = _own_rows(self.forbidden.excluded, users)
-                scan.mask_pairs(bits_BI, 0, self.column_of_item, *excluded)
-                _mask_groups(bits_BI, 0, self.allowed_GC, self.forbidden.allowed, users)
-            by_rank = self.forbidden.by_rank
-            run = _run(bits_BI.shape[1], k)
-            scan.collect(bits_BI, 0, run, False, nothing, nothing, by_rank, exact, *found.arrays)
-        return _ranked(best, wished, self.forbidden.by_rank, np.ones(len(users), dtype=bool))
+        tables = (nothing, nothing, self.forbidden.by_rank)
+        run = _run(bits_BI.shape[1], k)
+        if wished is not None:
+            scan.collect(bits_BI, 0, run, exact, *tables, wished.found)
+        scan.mask_pairs(bits_BI, 0, self.column_of_item, *_own_rows(self.forbidden.excluded, users))
+        _mask_groups(bits_BI, 0, self.allowed_GC, self.forbidden.allowed, users)
+        scan.collect(bits_BI, 0, run, exact, *tables, best.found)
+        return _ranked(best, wished, 0, tables, np.ones(len(users), dtype=bool))
 
 
 class ByTorch:
@@ -298,30 +286,43 @@ def _walk_groups(
 
 
 class _Best:
-    """Heaps that scan.collect fills."""
+    """What scan.collect notes and scan.finish orders; 8 x (3 K + NOTED) bytes a user."""
 
     def __init__(self, num_users: int, k: int) -> None:
+        room = 2 * k + NOTED
         self.score_BK = np.full((num_users, k), -np.inf, dtype=np.float32)
         self.column_BK = np.zeros((num_users, k), dtype=np.int32)
         self.size_B = np.zeros(num_users, dtype=np.int64)
+        self.found: scan.Found = (
+            self.score_BK,
+            self.column_BK,
+            self.size_B,
+            np.empty((num_users, room), dtype=np.int32),
+            np.empty((num_users, room), dtype=np.int32),
+            np.zeros(num_users, dtype=np.int64),
+            np.full(num_users, np.iinfo(np.int64).min),
+        )
 
-    @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.score_BK, self.column_BK, self.size_B
+    def item_BK(self, item_of_column: np.ndarray, opinion_B: np.ndarray) -> npt.NDArray[np.int32]:
+        """NO_ITEM behind the end, and for users without an opinion; their scores become -inf."""
+        missing = (np.arange(self.score_BK.shape[1]) >= self.size_B[:, None]) | ~opinion_B[:, None]
+        self.score_BK[missing] = -np.inf
+        item_BK = item_of_column[self.column_BK] if len(item_of_column) else self.column_BK
+        return np.where(missing, NO_ITEM, item_BK).astype(np.int32)
 
 
-def _ranked(best: _Best, wished: _Best | None, item_of_column: np.ndarray, opinion_B: np.ndarray) -> Ranked:
-    items = []
+def _ranked(
+    best: _Best,
+    wished: _Best | None,
+    shift: int,
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray],
+    opinion_B: np.ndarray,
+) -> Ranked:
     for found in (best, wished):
-        if found is None:
-            continue
-        scan.sort_heaps(*found.arrays)
-        found.size_B[~opinion_B] = 0
-        missing = np.arange(found.score_BK.shape[1]) >= found.size_B[:, None]
-        found.score_BK[missing] = -np.inf
-        item_BK = item_of_column[found.column_BK] if len(item_of_column) else found.column_BK
-        items.append(np.where(missing, NO_ITEM, item_BK).astype(np.int32))
-    return Ranked(items[0], best.score_BK, items[1] if wished else None)
+        if found is not None:
+            scan.finish(shift, *tables, found.found)
+    item_BK = best.item_BK(tables[2], opinion_B)
+    return Ranked(item_BK, best.score_BK, None if wished is None else wished.item_BK(tables[2], opinion_B))
 
 
 def _joined(parts: list[Ranked]) -> Ranked:
@@ -351,8 +352,8 @@ def _mask_groups(
 
 
 def _run(num_columns: int, k: int) -> int:
-    """Columns of a run: enough runs that the K-th largest of their largest is a good first bar."""
-    return int(np.clip(num_columns // (8 * k), 16, 128))
+    """Columns of a run: whole vector registers, and runs enough that the K-th of their largest is a good bar."""
+    return int(np.clip(num_columns // (4 * k) // 32 * 32, 32, 128))
 
 
 def _column_that_rounds_worst(item_CD: Tensor, dtype: torch.dtype) -> int | None:

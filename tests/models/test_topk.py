@@ -19,7 +19,7 @@ from models.topk import Lists, joined, top_k, users_per_block
 from tests.worlds import random_likes
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-PATHS = ["compiled, 16 bits", "compiled, 32 bits", "torch"]
+PATHS = ["compiled, 16 bits", "compiled, 32 bits", "compiled, little room", "torch"]
 
 
 @pytest.fixture(params=PATHS)
@@ -33,6 +33,7 @@ def take(path: str, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("numba cannot be imported here, or is switched off: nothing is compiled")
     monkeypatch.setattr(topk, "AVAILABLE", path != "torch")
     monkeypatch.setattr(selection, "half_is_faster", lambda _: path == "compiled, 16 bits")
+    monkeypatch.setattr(selection, "NOTED", 0 if path == "compiled, little room" else 256)
     return path
 
 
