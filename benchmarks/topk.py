@@ -4,7 +4,8 @@
 
 Gowalla's train likes, 2 threads, K 20, liked items left out (faiss cannot leave them out and is timed without: its
 better case). Every contestant starts from float32 tables in memory and ends with item numbers and scores in memory;
-indexes and copies are built before the clock starts, ours inside it. Rounds of all, the best of each counts (of a million items, one round).
+indexes and copies are built before the clock starts, ours inside it. Rounds of all, the best of each counts; of a
+million items, one round.
 """
 
 import argparse

@@ -68,7 +68,7 @@ class ByProduct:
     """Compiled, for inner products: the product runs in 16 bits where that is faster, and never leaves the cache.
 
     Memory beyond the tables: the items in 16 bits (or in another order), once for all threads, and for each thread
-    min(TILE_BYTES, tile_bytes) and the lists.
+    min(TILE_BYTES, tile_bytes), noted_bytes(K) and the lists.
     """
 
     def __init__(self, scorer: InnerProduct, forbidden: Forbidden, *, tile_bytes: int) -> None:
@@ -283,6 +283,11 @@ def _walk_groups(
                 continue
             found_BK[b, count] = item
             count += 1
+
+
+def noted_bytes(k: int) -> int:
+    """What a thread holds of its users beside the product: columns and scores, of the lists and of the wishes."""
+    return 2 * ROWS_AT_ONCE * 8 * (3 * k + NOTED)
 
 
 class _Best:

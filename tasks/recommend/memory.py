@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from models.graph import load_csr
+from models.selection import noted_bytes
 from models.topk import BYTES_PER_SCORE
 from tasks.config import RecommendConfig
 from tasks.errors import RunConfigError
@@ -82,7 +83,7 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
              tiers need (_bytes_of_rules)
     shard    users x list length x bytes_per_row
     block    what is left, up to BLOCK_OF_THREAD_AT_MOST for each thread
-    threads  THREAD_BYTES each
+    threads  THREAD_BYTES each, and what the scan notes (models/selection.noted_bytes; later tiers ask for 2 K)
 
     How people are cut into shards follows the cap and the data alone, never threads or ranks: the same bytes on any
     machine. Raises RunConfigError where the cap is too small, with the least that is enough.
@@ -107,25 +108,26 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     # A thread that writes scores out holds those of one user at least.
     least_block = max(BLOCK_AT_LEAST, PARTS_OF_A_BLOCK * threads * BYTES_PER_SCORE * sources.num_items)
     cap = settings.memory_mib * MIB
-    least = fixed + int(least_users * user_bytes / LARGEST_SHARD_SHARE) + least_block + threads * THREAD_BYTES
+    threads_bytes = threads * (THREAD_BYTES + noted_bytes(2 * list_length))
+    least = fixed + int(least_users * user_bytes / LARGEST_SHARD_SHARE) + least_block + threads_bytes
     if cap < least:
         raise RunConfigError(
             f"recommend.memory_mib is {settings.memory_mib:,}, and {-(-least // MIB):,} is the least that is enough: "
             f"{fixed / MIB:,.0f} MiB for libraries, the model's tables, ids, rules and what {sources.num_people:,} "
-            f"people have met, {threads * THREAD_BYTES / MIB:,.0f} for {threads} threads, the rest for rows and "
+            f"people have met, {threads_bytes / MIB:,.0f} for {threads} threads, the rest for rows and "
             "scores. Nothing was published. Set recommend.memory_mib to that or more."
         )
     users = int((cap - fixed) * LARGEST_SHARD_SHARE) // user_bytes
     users_per_shard = max(1, min(settings.users_per_shard, users))
     shard_bytes = min(users_per_shard, sources.num_people) * user_bytes
-    left = cap - fixed - shard_bytes - threads * THREAD_BYTES
+    left = cap - fixed - shard_bytes - threads_bytes
     return Memory(
         users_per_shard=users_per_shard,
         list_length=list_length,
         fixed_bytes=fixed,
         shard_bytes=shard_bytes,
         all_blocks_bytes=min(left, max(threads * BLOCK_OF_THREAD_AT_MOST, least_block)),
-        threads_bytes=threads * THREAD_BYTES,
+        threads_bytes=threads_bytes,
     )
 
 
