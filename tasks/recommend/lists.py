@@ -1,6 +1,6 @@
 """Everybody's K items, some people at a time: people, rules, tiers and reasons put together.
 
-What is in a row says rows.py, who may get what rules.py, what is popular tiers.py.
+What is in a row says rows.py, who may get what rules.py, what is popular models/recency.py.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import polars as pl
 from models.fold_in import fold_in
 from models.graph import load_csr
 from models.reasons import histories_of, reasons
+from models.recency import Likes, popular_in_groups, popular_of_everybody
 from models.scorers import InnerProduct, Scorer
 from models.selection import NO_ITEM
 from models.topk import Lists, top_k
@@ -25,7 +26,6 @@ from tasks.recommend.rows import KINDS, Why, counts_of, rows_of
 from tasks.recommend.rules import read_people, read_rules
 from tasks.recommend.served import load_tables
 from tasks.recommend.shards import Counts
-from tasks.recommend.tiers import Likes, popular_in_segments, popular_of_everybody
 from tasks.run import read_ids
 
 GRAPH, FOLD_IN, SEGMENT, POPULAR = range(len(TIERS))
@@ -117,7 +117,8 @@ class Everybody:
         likes = Likes(self.people.spread(liked), liked_at_E, settings.popular_half_life_days)
         self.popular = {POPULAR: popular_of_everybody(likes, sources.num_items)}
         if self.people.segments:
-            in_segments = popular_in_segments(likes, sources.num_items, self.people)
+            num_groups = len(self.people.segments)
+            in_segments = popular_in_groups(likes, sources.num_items, self.people.segment_P, num_groups=num_groups)
             self.popular = {SEGMENT: in_segments, **self.popular}
         of_popular = {tier: popular.scores for tier, popular in self.popular.items()}
         self.tiers: dict[int, Scorer] = {**self.products, **of_popular}

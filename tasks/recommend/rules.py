@@ -21,6 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from models.graph import Csr, interactions_by_user, load_csr
+from models.recency import DAY_US
 from models.selection import NO_ITEM, Allowed
 from models.topk import CategoryCap
 from tasks.config import RecommendConfig
@@ -30,7 +31,6 @@ from tasks.run import read_ids
 
 OF_ITEMS = RULES[2:7]  # what depends on the item, and at most on the person's segment
 NONE = -1
-DAY_US = 86_400_000_000
 SMALL_CATALOGUE = "catalogue"  # why a list is short where no rule is to blame
 
 

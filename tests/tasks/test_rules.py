@@ -13,18 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from models import recency
 from models.graph import Csr, load_csr
+from models.recency import LEAST_WEIGHT, Likes, popular_in_groups, popular_of_everybody, weight_of_likes
 from models.selection import NO_ITEM
 from tasks.config import RecommendConfig
 from tasks.contracts import RULES, TIERS, Fitted, Graph, Recommendations, Tables
 from tasks.errors import NothingAllowed
 from tasks.evaluate.allowed import read_known
 from tasks.evaluate.gate import check_lists
-from tasks.recommend import tiers
 from tasks.recommend.everyone import recommend_everyone
 from tasks.recommend.lists import Everybody, Sources
 from tasks.recommend.rules import NONE, read_people, read_rules
-from tasks.recommend.tiers import LEAST_WEIGHT, Likes, popular_in_segments, popular_of_everybody, weight_of_likes
 from tests.worlds import World, build_graph_of, fit_here, met_once, name, two_taste_world
 
 AS_OF = date(1970, 2, 1)  # the world's events end in January
@@ -351,7 +351,7 @@ def test_popularity_says_what_a_count_by_hand_says(graph: Graph, tables: MakeTab
                 groups[people.segment_P[user], liked.indices[entry]] += value
     ours = popular_of_everybody(likes, 60)
     np.testing.assert_allclose(ours.scores.score_GI[0], everybody, rtol=1e-6)
-    in_segments = popular_in_segments(likes, 60, people)
+    in_segments = popular_in_groups(likes, 60, people.segment_P, num_groups=3)
     expected = np.where(groups > 0, groups, -np.inf)
     np.testing.assert_allclose(in_segments.scores.score_GI, expected, rtol=1e-6)
     np.testing.assert_allclose(in_segments.total_G, groups.sum(axis=1))
@@ -364,10 +364,10 @@ def test_popularity_has_the_same_bits_in_pieces_of_any_size(
     liked, when = load_csr(graph.folder, "liked_all"), np.load(Path(graph.folder) / "liked_at.npy")
     for half_life in (None, 3.0, 0.0):
         likes = Likes(liked, when, half_life)
-        whole = popular_of_everybody(likes, 60), popular_in_segments(likes, 60, people)
+        whole = popular_of_everybody(likes, 60), popular_in_groups(likes, 60, people.segment_P, num_groups=3)
         for size in (1, 7, 100):
-            monkeypatch.setattr(tiers, "LIKES_AT_ONCE", size)
-            pieces = popular_of_everybody(likes, 60), popular_in_segments(likes, 60, people)
+            monkeypatch.setattr(recency, "LIKES_AT_ONCE", size)
+            pieces = popular_of_everybody(likes, 60), popular_in_groups(likes, 60, people.segment_P, num_groups=3)
             for one, other in zip(whole, pieces, strict=True):
                 np.testing.assert_array_equal(one.scores.score_GI, other.scores.score_GI)
                 np.testing.assert_array_equal(one.total_G, other.total_G)

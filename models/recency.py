@@ -1,8 +1,8 @@
-"""What is popular lately: of everybody, and in each segment. What lists end with, and what newcomers begin with.
+"""What is popular lately: of everybody, and in each group. What lists end with, and what newcomers begin with.
 
-The newest like counts 1, and one that is popular_half_life_days older half as much; never less than a millionth, so
-that what nobody has liked for years is still ordered by how many ever did. From the newest like, not from the night's
-date: the order is the same, and events that stopped long ago do not all end at a millionth.
+The newest like counts 1, and one that is half_life_days older half as much; never less than a millionth, so that what
+nobody has liked for years is still ordered by how many ever did. From the newest like, not from the night's date: the
+order is the same, and events that stopped long ago do not all end at a millionth.
 """
 
 import itertools
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from models.graph import Csr
 from models.scorers import GroupScores
-from tasks.recommend.rules import DAY_US, People
 
+DAY_US = 86_400_000_000
 LEAST_WEIGHT = 2.0**-20
 LIKES_AT_ONCE = 1_000_000
 # No fixed number of days serves both a source with 260 likes a day and one with 9 (benchmarks/README.md, "Popular").
@@ -94,14 +94,14 @@ def popular_of_everybody(likes: Likes, num_items: int) -> Popular:
     return Popular(GroupScores(score_I[None].astype(np.float32), everybody_P), score_I.sum(keepdims=True))
 
 
-def popular_in_segments(likes: Likes, num_items: int, people: People) -> Popular:
-    """No opinion for people without a segment, nor on what nobody in the segment likes."""
-    score_GI = np.zeros((len(people.segments), num_items))
+def popular_in_groups(likes: Likes, num_items: int, group_P: npt.NDArray[np.int64], *, num_groups: int) -> Popular:
+    """No opinion for people without a group (-1), nor on what nobody in the group likes."""
+    score_GI = np.zeros((num_groups, num_items))
     count_P = likes.by_person.counts()
     for some, item_e, weight_e in likes.weigh():
-        segment_e = np.repeat(people.segment_P[some], count_P[some])
-        has_one = segment_e >= 0
-        np.add.at(score_GI, (segment_e[has_one], item_e[has_one]), weight_e[has_one])
+        group_e = np.repeat(group_P[some], count_P[some])
+        has_one = group_e >= 0
+        np.add.at(score_GI, (group_e[has_one], item_e[has_one]), weight_e[has_one])
     total_G = score_GI.sum(axis=1)
     score_GI[score_GI == 0.0] = -np.inf
-    return Popular(GroupScores(score_GI.astype(np.float32), people.segment_P), total_G)
+    return Popular(GroupScores(score_GI.astype(np.float32), group_P), total_G)
