@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import merge_results, write_movielens
-from models.graph import Csr, load_csr
+from models.graph import load_csr
 from models.metrics import hits, recall
-from models.scorers import for_everybody
+from models.recency import LIKES_OF_A_HALF_LIFE, Likes, popular_of_everybody
 from models.topk import top_k
-from tasks.recommend.tiers import LIKES_OF_A_HALF_LIFE, popular_of_everybody, weight_of_likes
 
 HALF_LIVES = (1.0, 3.0, 7.0, 14.0, 30.0, 90.0, 365.0, 1000.0, 0.0, None)
 SETS = {"ml100k": "movielens-100k", "mlsmall": "movielens-small"}
@@ -27,28 +26,20 @@ def name_of(half_life: float | None) -> str:
     return "default" if half_life is None else f"{half_life:g} days" if half_life else "never"
 
 
-def moments_of(liked: Csr, folder: Path) -> np.ndarray:
-    """When each entry of `liked` happened, out of the moments of all likes."""
-    everything = load_csr(folder, "liked_all")
-    keys = [np.repeat(np.arange(csr.num_rows), csr.counts()) << 32 | csr.indices for csr in (everything, liked)]
-    return np.load(folder / "liked_at.npy")[np.searchsorted(*keys)]
-
-
 def measure(ratings: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Half-life -> recall of all validation users, and of those without a history."""
-    folder, num_users, num_items = write_movielens(ratings, "global_time", folder)
+    folder, _, num_items = write_movielens(ratings, "global_time", folder)
     liked, target = load_csr(folder, "liked_train"), load_csr(folder, "liked_validation")
     users = np.flatnonzero(target.counts() > 0)
     is_new = liked.counts()[users] == 0
-    moments = moments_of(liked, folder)
+    moments = np.load(folder / "liked_train_at.npy")
     found = {}
     for half_life in HALF_LIVES:
-        popular = popular_of_everybody(liked, weight_of_likes(moments, half_life), num_items)
-        scores = for_everybody(popular.scores.score_GI[0], num_users)
+        popular = popular_of_everybody(Likes(liked, moments, half_life), num_items)
         hit_BK = [
             hits(block.item_BK, block.users, target, num_items)
             for block in top_k(
-                [scores],
+                [popular.scores],
                 users=users,
                 k=K,
                 excluded=load_csr(folder, "seen_before_validation"),

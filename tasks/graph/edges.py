@@ -6,6 +6,8 @@ seen_before_validation, _test      CSR of what a user had met before: left out o
 seen_all                           CSR of everything a user has met: left out of the lists that are served
 adjacency_train, adjacency_all     the normalised graphs of the two fits
 seen_at, liked_at                  the latest event of each entry of seen_all and liked_all, microseconds since 1970 UTC
+liked_train_at                     the first like of each entry of liked_train, likewise: a later event may be of after
+                                   the cut, and what is measured must not know of it
 item_first_seen                    each item's first event, likewise
 item_rank                          each item row's place in the order of ids: equal scores are ordered by it
 """
@@ -50,6 +52,8 @@ def _save_times(parted: pl.DataFrame, folder: Path) -> None:
     by_pair = parted.sort("user_index", "item_index")  # the order of a CSR's entries
     np.save(folder / "seen_at.npy", by_pair["timestamp_us"].to_numpy())
     np.save(folder / "liked_at.npy", by_pair.filter("liked")["timestamp_us"].to_numpy())
+    in_train = by_pair.filter(pl.col("part") == "train")
+    np.save(folder / "liked_train_at.npy", in_train["first_liked_us"].to_numpy())
     first = parted.group_by("item_index").agg(pl.col("first_seen_us").min()).sort("item_index")
     np.save(folder / "item_first_seen.npy", first["first_seen_us"].to_numpy())
 

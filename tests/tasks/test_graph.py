@@ -95,3 +95,22 @@ def test_the_arrays_say_who_liked_what_when(split: str, tmp_path: Path) -> None:
         rows = np.repeat(np.arange(array.num_rows), array.counts()).tolist()
         expected = parted.filter(condition).sort("user_index", "item_index").select("user_index", "item_index").rows()
         assert list(zip(rows, array.indices.tolist(), strict=True)) == expected, name
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_the_moments_of_train_likes_know_nothing_of_after_the_cut(split: str, tmp_path: Path) -> None:
+    """Everything is met again ten years later, and liked as before: what is measured has the moments of first likes."""
+    seen = two_taste_world().seen
+    ten_years_us = 3_650 * 86_400_000_000
+    again = seen.with_columns(pl.col("timestamp_us") + ten_years_us)
+    for folder, events in ((tmp_path / "once", seen), (tmp_path / "again", again)):
+        build_graph_of(events, folder, split=split)
+    assert np.load(tmp_path / "again" / "liked_at.npy").min() >= ten_years_us
+    moments = np.load(tmp_path / "again" / "liked_train_at.npy")
+    np.testing.assert_array_equal(moments, np.load(tmp_path / "once" / "liked_train_at.npy"))
+    pairs, _, _ = number_ids(again)
+    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    in_train = parted.filter(pl.col("part") == "train").sort("user_index", "item_index")
+    assert moments.tolist() == in_train["first_liked_us"].to_list(), "in the order of liked_train"
+    if split == "global_time":
+        assert moments.max() < parted.filter(pl.col("part") == "validation")["first_liked_us"].min()
