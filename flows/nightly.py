@@ -40,7 +40,7 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
         tables = read_tables(run, interactions)
         graph = build_graph(run, interactions)
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve
-        evaluation = evaluate(run, graph, fitted)
+        evaluation = evaluate(run, graph, fitted, tables)
         recommendations = recommend(run, graph, fitted, tables)
         verdict = judge(run, graph, tables, evaluation, recommendations)
         published = None

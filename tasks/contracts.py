@@ -136,13 +136,13 @@ class ModelScore:
 class TierScore:
     """One tier of the served lists on validation, by the judged fit (tasks/evaluate/tiers.py says of whom)."""
 
-    tier: str  # graph, fold_in, popular
+    tier: str  # graph, fold_in, segment, popular
     events: str  # of fold_in: how many likes a row is made of, 1, 2-4, 5-9, 10+; or met, of events that are no likes
     num_users: int
     num_shortened: int  # of them: people with more likes, of whom only so many were used
     recall: Measured
     ndcg: Measured
-    recall_over_popular: Measured  # paired difference to what popularity gives to the same people
+    recall_over_popular: Measured  # paired difference to what the served popular list gives to the same people
     ndcg_over_popular: Measured
 
     @property

@@ -1,6 +1,7 @@
 """What tables and settings forbid, worked out anew for the gate, in another way than where lists are made.
 
-A fault in the arrays that recommendations come from would otherwise be found right by themselves.
+A fault in the arrays that recommendations come from would otherwise be found right by themselves. Also who is in which
+segment, for what that tier is worth.
 """
 
 from dataclasses import dataclass
@@ -104,6 +105,17 @@ def read_known(graph_folder: str, tables: Tables, settings: RecommendConfig, as_
         settings=settings,
         midnight_us=midnight_us,
     )
+
+
+def read_segments(graph_folder: str, tables: Tables) -> npt.NDArray[np.int64] | None:
+    """(U,) each user's segment, numbered in the order of names, -1: none. None where no table names any."""
+    if "segments" not in tables.rows:
+        return None
+    told = _table(tables, "segments")
+    user_ids, _ = read_ids(Path(graph_folder))
+    users = pl.DataFrame({"user_id": user_ids.cast(told["user_id"].dtype)})
+    segment = users.join(told, on="user_id", how="left", maintain_order="left")["segment"]
+    return (segment.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
 
 
 def _table(tables: Tables, name: str) -> pl.DataFrame:

@@ -1,18 +1,20 @@
 """The judged fit beside simpler models (models/rivals.py): the same users, the same catalogue, the same items left out.
 
-Every user with a like in the part counts, also those without a history: they get the popular list from every model,
-as they would be served. No negatives are sampled.
+Every user with a like in the part counts, also those without a history: they get popularity's list from every model.
+It counts all likes alike, here and for the gate; the list that is served, where recent ones count more, is measured
+with the tiers. No negatives are sampled.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.graph import Csr, load_csr
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
-from models.scorers import InnerProduct, Scorer, rows_where
+from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
 from tasks.evaluate.measuring import PerUser, interval, measure
@@ -22,10 +24,22 @@ from tasks.run import fingerprint_of
 MODEL = "lightgcn"
 
 
-def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, block_bytes: int) -> Evaluation:
-    """Recall@k, NDCG@k and coverage of every model on validation and test, and the paired difference on test."""
+def evaluate_fit(
+    graph: Graph,
+    fitted: Fitted,
+    settings: EvaluateConfig,
+    *,
+    block_bytes: int,
+    half_life_days: float | None = None,
+    segment_U: npt.NDArray[np.int64] | None = None,
+) -> Evaluation:
+    """Recall@k, NDCG@k and coverage of every model on validation and test, and the paired difference on test.
+
+    half_life_days as the lists have it (models/recency.py). segment_U: each user's segment, -1: none; for the tiers.
+    """
     liked = load_csr(graph.folder, "liked_train")
     tables = load_file(fitted.judged_path)
+    fill = for_everybody(popularity(liked, graph.num_items), graph.num_users)
     scorers = dict(_scorers(graph, tables, liked, settings, block_bytes))
     scores = []
     by_part: dict[str, dict[str, PerUser]] = {"validation": {}, "test": {}}
@@ -33,7 +47,7 @@ def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, bloc
         target = load_csr(graph.folder, f"liked_{part}")
         users = np.flatnonzero(target.counts() > 0)
         for name, scorer in scorers.items():
-            measured = measure(graph, scorer, liked, target, users, part, settings.k, block_bytes)
+            measured = measure(graph, scorer, fill, target, users, part, settings.k, block_bytes)
             scores.append(_score(name, part, measured, settings))
             by_model[name] = measured
     validation, test = by_part.values()
@@ -53,7 +67,13 @@ def evaluate_fit(graph: Graph, fitted: Fitted, settings: EvaluateConfig, *, bloc
             "without_history": int(len(with_history) - with_history.sum()),
         },
         tiers=score_tiers(
-            graph, tables, validation[MODEL], validation["popularity"], settings, block_bytes=block_bytes
+            graph,
+            tables,
+            validation[MODEL],
+            settings,
+            half_life_days=half_life_days,
+            segment_U=segment_U,
+            block_bytes=block_bytes,
         ),
     )
     return Evaluation(**{**vars(evaluation), "fingerprint": fingerprint_of(repr(evaluation))})

@@ -7,8 +7,7 @@ import numpy as np
 
 from models.graph import Csr, load_csr
 from models.metrics import bootstrap_interval, hits, ndcg, recall
-from models.rivals import popularity
-from models.scorers import Scorer, for_everybody
+from models.scorers import GroupScores, Scorer
 from models.topk import top_k
 from tasks.config import EvaluateConfig
 from tasks.contracts import Graph, Measured
@@ -28,18 +27,18 @@ class PerUser:
 def measure(
     graph: Graph,
     scorer: Scorer,
-    liked: Csr,
+    fill: GroupScores,
     target: Csr,
     users: np.ndarray,
     part: str,
     k: int,
     block_bytes: int,
 ) -> PerUser:
-    """Popular items fill what the scorer leaves; what the users had met before the part is left out."""
+    """`fill`, what is popular, takes what the scorer leaves; what the users had met before the part is left out."""
     recalls, ndcgs = [np.zeros(0)], [np.zeros(0)]
     listed = np.zeros(graph.num_items, dtype=bool)
     for block in top_k(
-        [scorer, for_everybody(popularity(liked, graph.num_items), graph.num_users)],
+        [scorer, fill],
         users=users,
         excluded=load_csr(graph.folder, f"seen_before_{part}"),
         k=k,

@@ -6,7 +6,7 @@ from prefect import task
 
 from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Tables, Verdict
 from tasks.errors import is_worth_a_retry
-from tasks.evaluate.allowed import read_known
+from tasks.evaluate.allowed import read_known, read_segments
 from tasks.evaluate.gate import judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
 from tasks.run import finish_stage
@@ -16,20 +16,28 @@ log = logging.getLogger("nightgraph.evaluate")
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
-def evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
-    """What the judged fit is worth, on validation and, once, on test."""
+def evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluation:
+    """What the judged fit is worth, on validation and, once, on test; and what each tier of the lists is."""
+    half_life_days = run.config.recommend.popular_half_life_days
     return finish_stage(
         run,
         "evaluate",
         Evaluation,
-        lambda folder: _evaluate(run, graph, fitted),
-        inputs=(graph.fingerprint, fitted.fingerprint, run.config.evaluate),
+        lambda folder: _evaluate(run, graph, fitted, tables),
+        inputs=(graph.fingerprint, fitted.fingerprint, tables.fingerprint, run.config.evaluate, half_life_days),
     )
 
 
-def _evaluate(run: Run, graph: Graph, fitted: Fitted) -> Evaluation:
+def _evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluation:
     block_bytes = run.config.recommend.memory_mib * 2**20 // BLOCK_SHARE
-    evaluation = evaluate_fit(graph, fitted, run.config.evaluate, block_bytes=block_bytes)
+    evaluation = evaluate_fit(
+        graph,
+        fitted,
+        run.config.evaluate,
+        block_bytes=block_bytes,
+        half_life_days=run.config.recommend.popular_half_life_days,
+        segment_U=read_segments(graph.folder, tables),
+    )
     for score in evaluation.scores:
         if score.part == "test":
             log.info(

@@ -1,4 +1,7 @@
-"""What each tier of the lists is worth, on validation and by the judged fit, beside popularity for the same people.
+"""What each tier of the lists is worth, on validation and by the judged fit, beside popular for the same people.
+
+Popular is the list that is served, made of the train likes: recent ones count more (models/recency.py). The models'
+table and the gate stay beside popularity, which counts all likes alike.
 
 graph    everybody with likes in the train part
 fold_in  the same people as if they had no row: their row is made of their train likes alone (models/fold_in.py). By how
@@ -6,18 +9,23 @@ fold_in  the same people as if they had no row: their row is made of their train
          many are used, drawn at random. The judged fit has seen their likes, hence its items' embeddings a little of
          them; `make bench-fold-in` measures people whom it has not. And `met`: people who really have no row, by what
          they had met.
+segment  everybody whose segment has likes in the train part: what is popular in it. By tonight's segments: who was in
+         which at the cut, no table says
 popular  everybody who had met nothing
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from models.fold_in import fold_in
 from models.graph import Csr, load_csr
+from models.recency import Likes, popular_in_groups, popular_of_everybody
 from models.rivals import popularity
-from models.scorers import InnerProduct
+from models.scorers import InnerProduct, Scorer
 from tasks.config import EvaluateConfig
 from tasks.contracts import Graph, TierScore
 from tasks.evaluate.measuring import SEED, PerUser, interval, measure
@@ -30,15 +38,28 @@ def score_tiers(
     graph: Graph,
     tables: dict[str, Tensor],
     by_fit: PerUser,
-    by_popularity: PerUser,
     settings: EvaluateConfig,
     *,
+    half_life_days: float | None,
+    segment_U: npt.NDArray[np.int64] | None,
     block_bytes: int,
 ) -> tuple[TierScore, ...]:
-    """`by_fit` and `by_popularity` are of all validation users, in their order. Tiers without a person are left out."""
+    """`by_fit` is of all validation users, in their order; what fills its lists nobody reaches who has k items with
+    likes left. Tiers without a person are left out.
+
+    segment_U: -1 is no segment; None: no table names any. Memory: 40 bytes x segments x items.
+    """
     liked, met = load_csr(graph.folder, "liked_train"), load_csr(graph.folder, "seen_before_validation")
     target = load_csr(graph.folder, "liked_validation")
     users = np.flatnonzero(target.counts() > 0)
+    liked_at_E = np.load(Path(graph.folder) / "liked_train_at.npy", mmap_mode="r")
+    likes = Likes(liked, liked_at_E, half_life_days)
+    popular = popular_of_everybody(likes, graph.num_items).scores
+
+    def measured(scorer: Scorer, people: np.ndarray) -> PerUser:
+        return measure(graph, scorer, popular, target, people, "validation", settings.k, block_bytes)
+
+    by_popular = measured(popular, users)
 
     def score(tier: str, events: str, people: np.ndarray, found: PerUser, shortened: int = 0) -> TierScore:
         place = np.searchsorted(users, people)
@@ -49,13 +70,13 @@ def score_tiers(
             num_shortened=shortened,
             recall=interval(found.recall, settings),
             ndcg=interval(found.ndcg, settings),
-            recall_over_popular=interval(found.recall - by_popularity.recall[place], settings),
-            ndcg_over_popular=interval(found.ndcg - by_popularity.ndcg[place], settings),
+            recall_over_popular=interval(found.recall - by_popular.recall[place], settings),
+            ndcg_over_popular=interval(found.ndcg - by_popular.ndcg[place], settings),
         )
 
-    def at(measured: PerUser, people: np.ndarray) -> PerUser:
+    def at(of_all: PerUser, people: np.ndarray) -> PerUser:
         place = np.searchsorted(users, people)
-        return PerUser(measured.recall[place], measured.ndcg[place], 0.0)
+        return PerUser(of_all.recall[place], of_all.ndcg[place], 0.0)
 
     scores = []
     with_row = users[liked.counts()[users] > 0]
@@ -69,11 +90,16 @@ def score_tiers(
         row_U = np.full(graph.num_users, -1)
         row_U[people[kept]] = kept
         scorer = InnerProduct(folded.user_RD, tables["item_ID"], row_U, popularity(liked, graph.num_items) > 0)
-        found = measure(graph, scorer, liked, target, people[kept], "validation", settings.k, block_bytes)
+        found = measured(scorer, people[kept])
         scores.append(score("fold_in", events, people[kept], found, int(shortened[kept].sum())))
+    if segment_U is not None:
+        in_segments = popular_in_groups(likes, graph.num_items, segment_U, num_groups=int(segment_U.max()) + 1)
+        liking = users[np.isin(segment_U[users], np.flatnonzero(in_segments.total_G > 0.0))]
+        if len(liking):
+            scores.append(score("segment", "", liking, measured(in_segments.scores, liking)))
     newcomers = users[(liked.counts()[users] == 0) & (met.counts()[users] == 0)]
     if len(newcomers):
-        scores.append(score("popular", "", newcomers, at(by_popularity, newcomers)))
+        scores.append(score("popular", "", newcomers, at(by_popular, newcomers)))
     return tuple(scores)
 
 

@@ -129,7 +129,7 @@ def _metrics(night: Night) -> str:
 
 
 def tiers_in_words(evaluation: Evaluation) -> str:
-    """What each tier is worth beside popularity for the same people, and where fold-in is worth nothing."""
+    """What each tier is worth beside popular for the same people, and where fold-in is worth nothing."""
     if not evaluation.tiers:
         return ""
     lines = [
@@ -138,16 +138,18 @@ def tiers_in_words(evaluation: Evaluation) -> str:
         f"| {score.ndcg.mean:.4f} | {_difference(score.ndcg_over_popular)} |"
         for score in evaluation.tiers
     ]
-    header = "| tier, events | users | shortened | recall (95 %) | over popularity | ndcg | over popularity |"
+    header = "| tier, events | users | shortened | recall (95 %) | over popular | ndcg | over popular |"
     failing = ", ".join(score.events for score in evaluation.fold_in_not_above_popular)
     says = (
-        f"**fold_in does not beat popularity beyond noise for people with these events: {failing}.**"
+        f"**fold_in does not beat popular beyond noise for people with these events: {failing}.**"
         if failing
-        else "fold_in beats popularity for people with any number of events measured."
+        else "fold_in beats popular for people with any number of events measured."
     )
     return (
         "\n\n### Tiers on validation\n\nfold_in: people taken as if they had no row, by how many likes it is made of; "
-        "shortened are those with more likes, of whom only so many were used; met are people without a like.\n\n"
+        "shortened are those with more likes, of whom only so many were used; met are people without a like. segment: "
+        "everybody whose segment has likes. Popular is the list as served, where recent likes count more; the models "
+        "above and the gate stand beside popularity, which counts all likes alike.\n\n"
         f"{header}\n|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{says}"
     )
 

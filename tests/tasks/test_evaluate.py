@@ -2,7 +2,9 @@
 
 import shutil
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,17 +13,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.graph import Csr, interactions_by_user, load_csr, save_arrays
-from tasks.config import EvaluateConfig
-from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
+from tasks.config import EvaluateConfig, NightlyConfig, RecommendConfig
+from tasks.contracts import Evaluation, Fitted, Graph, ModelScore, Run, Tables, TierScore
+from tasks.evaluate.allowed import read_segments
 from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
-from tasks.evaluate.task import warn_of_fold_in
+from tasks.evaluate.task import evaluate, warn_of_fold_in
 from tasks.evaluate.tiers import _shortened
+from tasks.graph.edges import write_graph
+from tasks.graph.ids import number_ids
+from tasks.graph.split import split_by_time
 from tasks.report.markdown import tiers_in_words
+from tasks.run import read_ids
 from tests.worlds import build_graph_of, fit_here, met_once, two_taste_world
 
 SETTINGS = EvaluateConfig(k=10, resamples=200, knn_neighbours=20)
+FIRST_PLACE = EvaluateConfig(k=1, resamples=100)
 BLOCK_BYTES = 2**20
+DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module", params=["global_time", "per_user_time"])
@@ -80,8 +89,8 @@ def test_the_same_fit_is_judged_the_same_whatever_the_block_size(
     assert score(by_user, "lightgcn").recall == score(evaluation, "lightgcn").recall
 
 
-def test_the_tiers_are_measured_on_validation_beside_popularity_for_the_same_people(
-    evaluation: Evaluation, graph: Graph
+def test_the_tiers_are_measured_on_validation_beside_the_popular_list_for_the_same_people(
+    evaluation: Evaluation, graph: Graph, fitted: Fitted
 ) -> None:
     liked, target = (load_csr(graph.folder, f"liked_{part}") for part in ("train", "validation"))
     judged = target.counts() > 0
@@ -91,7 +100,8 @@ def test_the_tiers_are_measured_on_validation_beside_popularity_for_the_same_peo
     if graph_tier.num_users == graph.num_validation_users:
         means = [score(evaluation, model, "validation").recall.mean for model in ("lightgcn", "popularity")]
         assert graph_tier.recall.mean == means[0]
-        assert graph_tier.recall_over_popular.mean == pytest.approx(means[0] - means[1])
+        all_alike = evaluate_fit(graph, fitted, SETTINGS, block_bytes=BLOCK_BYTES, half_life_days=0.0)
+        assert all_alike.tiers[0].recall_over_popular.mean == pytest.approx(means[0] - means[1])
     for events in ("1", "2-4", "5-9", "10+"):
         if events == "10+" and (liked.counts()[judged] < 10).all():
             continue
@@ -100,7 +110,7 @@ def test_the_tiers_are_measured_on_validation_beside_popularity_for_the_same_peo
         assert tier.num_shortened <= tier.num_users
         difference = tier.recall_over_popular
         assert difference.low <= difference.mean <= difference.high
-        assert difference.mean <= tier.recall.mean, "popularity finds nothing less than nothing"
+        assert difference.mean <= tier.recall.mean, "popular finds nothing less than nothing"
     assert by_tier["fold_in", "1"].num_shortened == by_tier["fold_in", "1"].num_users, "all like more than one item"
     assert by_tier["fold_in", "5-9"].beats_popular, "five items of a taste say which taste it is"
 
@@ -115,6 +125,7 @@ def test_who_has_only_met_things_and_who_is_new_have_tiers_of_their_own(
     for name, users in rows.items():
         item_E = items[-len(users) :] if name == "liked_validation" else np.concatenate([items[:12], items[:3]])
         save_arrays(folder, name, interactions_by_user(np.array(users), item_E[: len(users)], graph.num_users))
+    np.save(folder / "liked_train_at.npy", np.arange(12))
     evaluation = evaluate_fit(replace(graph, folder=str(folder)), fitted, SETTINGS, block_bytes=BLOCK_BYTES)
     people = {(tier.tier, tier.events): tier.num_users for tier in evaluation.tiers}
     assert people == {("graph", ""): 1, ("popular", ""): 2} | {
@@ -122,6 +133,148 @@ def test_who_has_only_met_things_and_who_is_new_have_tiers_of_their_own(
     }
     (popular,) = (tier for tier in evaluation.tiers if tier.tier == "popular")
     assert popular.recall_over_popular.mean == popular.ndcg_over_popular.mean == 0.0
+
+
+# ---- popular and segment, as they are served: a world of three items
+
+
+@pytest.fixture
+def old_and_new(tmp_path: Path) -> tuple[Graph, Fitted]:
+    """a (8 likes) and b (5) were liked long ago, c (3) lately; at validation u00, who likes a, and a newcomer like c.
+
+    The fit knows nothing: it puts a before b before c.
+    """
+    rows = [(f"u{user:02d}", "a", user) for user in range(8)]
+    rows += [(f"u{user:02d}", "b", user) for user in range(1, 6)]
+    rows += [(f"u{user:02d}", "c", 100 * DAY_US + user) for user in range(8, 11)]
+    rows += [(user, "c", 200 * DAY_US) for user in ("u00", "new")]
+    rows += [(user, "c", 201 * DAY_US) for user in ("u01", "zed")]
+    columns = {"user_id": pl.String, "item_id": pl.String, "timestamp_us": pl.Int64}
+    seen = pl.DataFrame(rows, schema=columns, orient="row").with_columns(liked=pl.lit(True))
+    graph = build_graph_of(met_once(seen.sort("user_id", "item_id")), tmp_path / "graph")
+    assert (graph.num_train, graph.num_validation) == (16, 2)
+    path = tmp_path / "judged.safetensors"
+    save_tables(torch.zeros(graph.num_users, 2), torch.zeros(3, 2), path)
+    return graph, Fitted(str(tmp_path), str(path), "", "f", 1, 1.0, 0.0, 0.0, 1, 1, "cpu", "data", 0.01, 0, "", 0)
+
+
+def tiers_of(graph: Graph, fitted: Fitted, **served: Any) -> dict[str, TierScore]:
+    evaluation = evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, **served)
+    assert score(evaluation, "popularity", "validation").recall.mean == 0.0, "the models' table counts all likes alike"
+    return {tier.tier: tier for tier in evaluation.tiers}
+
+
+def test_popular_is_measured_as_it_is_served(old_and_new: tuple[Graph, Fitted]) -> None:
+    decayed = tiers_of(*old_and_new, half_life_days=7.0)
+    assert (decayed["popular"].num_users, decayed["popular"].recall.mean) == (1, 1.0), "c is what is liked lately"
+    assert decayed["popular"].recall_over_popular.mean == 0.0
+    assert decayed["graph"].recall_over_popular.mean == -1.0, "it gives b to u00, and popular gives c"
+    all_alike = tiers_of(*old_and_new, half_life_days=0.0)
+    assert all_alike["popular"].recall.mean == 0.0
+    assert all_alike["graph"].recall_over_popular.mean == 0.0
+
+
+def test_what_is_liked_after_the_cut_does_not_make_popular(tmp_path: Path, old_and_new: tuple[Graph, Fitted]) -> None:
+    """a is liked again by everybody while others are judged: the popular list of before knows nothing of it."""
+    graph, fitted = old_and_new
+    pairs, user_ids, item_ids = number_ids(pairs_again(graph, "a", 202 * DAY_US))
+    parted = split_by_time(pairs, split="global_time", validation_share=0.1, test_share=0.1)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
+    assert np.load(folder / "liked_at.npy").max() == 202 * DAY_US
+    assert tiers_of(replace(graph, folder=str(folder)), fitted, half_life_days=7.0) == tiers_of(
+        graph, fitted, half_life_days=7.0
+    )
+
+
+def test_a_segment_gets_what_is_popular_in_it_and_then_what_is_popular(old_and_new: tuple[Graph, Fitted]) -> None:
+    """The newcomer's segment likes c; in that of u00 only u00 likes anything, and popular fills the list."""
+    graph, fitted = old_and_new
+    segment = {"u00": 0, "u08": 1, "new": 1}
+    tier = tiers_of(graph, fitted, half_life_days=0.0, segment_U=numbers_of(graph, segment))["segment"]
+    assert (tier.num_users, tier.recall.mean, tier.recall_over_popular.mean) == (2, 0.5, 0.5)
+    assert "| segment | 2 |" in tiers_in_words(
+        evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, segment_U=numbers_of(graph, segment))
+    )
+
+
+def test_likes_in_a_segment_age_as_all_do(old_and_new: tuple[Graph, Fitted]) -> None:
+    graph, fitted = old_and_new
+    segment = numbers_of(graph, {"u06": 0, "u07": 0, "u08": 0, "new": 0})
+    recalls = [
+        tiers_of(graph, fitted, half_life_days=half_life, segment_U=segment)["segment"].recall.mean
+        for half_life in (0.0, 7.0)
+    ]
+    assert recalls == [0.0, 1.0], "two liked a long ago, one likes c now"
+
+
+@pytest.mark.parametrize("segment", [{}, {"new": 0}, {"u08": 0, "u09": 1}])
+def test_without_somebody_to_judge_whose_segment_likes_something_there_is_no_such_tier(
+    segment: dict[str, int], old_and_new: tuple[Graph, Fitted]
+) -> None:
+    graph, fitted = old_and_new
+    assert "segment" not in tiers_of(graph, fitted, segment_U=numbers_of(graph, segment))
+    assert "segment" not in tiers_of(graph, fitted)
+
+
+def numbers_of(graph: Graph, segment: dict[str, int]) -> np.ndarray:
+    return np.array([segment.get(user, -1) for user in read_ids(Path(graph.folder))[0]])
+
+
+def pairs_again(graph: Graph, item: str, when_us: int) -> pl.DataFrame:
+    """The world's pairs, those of one item met again, and liked again, at a later moment."""
+    user_ids, item_ids = read_ids(Path(graph.folder))
+    liked, when = load_csr(graph.folder, "liked_all"), np.load(Path(graph.folder) / "liked_at.npy")
+    rows = pl.DataFrame(
+        {
+            "user_id": user_ids.gather(np.repeat(np.arange(graph.num_users), liked.counts())),
+            "item_id": item_ids.gather(np.array(liked.indices)),
+            "timestamp_us": when,
+            "liked": True,
+        }
+    )
+    later = pl.when(pl.col("item_id") == item).then(pl.lit(when_us)).otherwise("timestamp_us")
+    return met_once(rows).with_columns(timestamp_us=later)
+
+
+def test_segments_are_read_by_the_graphs_rows(old_and_new: tuple[Graph, Fitted], tmp_path: Path) -> None:
+    """A stranger's segment has no number; numbers follow the names."""
+    graph, _ = old_and_new
+    told = segments(tmp_path, {"new": "z", "nobody": "c", "u00": "b", "u01": "z"})
+    segment_U = read_segments(graph.folder, told)
+    assert segment_U is not None
+    np.testing.assert_array_equal(segment_U, numbers_of(graph, {"new": 1, "u00": 0, "u01": 1}))
+    assert read_segments(graph.folder, replace(told, rows={})) is None
+    strangers = read_segments(graph.folder, segments(tmp_path, {"nobody": "c"}))
+    assert strangers is not None
+    assert (strangers == -1).all()
+
+
+def segments(folder: Path, segment: dict[str, str]) -> Tables:
+    """As ingest leaves them; a fingerprint of what they say."""
+    rows = pl.DataFrame({"user_id": list(segment), "segment": list(segment.values())})
+    rows.write_parquet(folder / "segments.parquet")
+    return Tables(str(folder), str(segment), {"segments": len(rows)}, {})
+
+
+def test_a_night_measures_its_tiers_by_its_own_half_life_and_segments(
+    old_and_new: tuple[Graph, Fitted], tmp_path: Path
+) -> None:
+    """And does not take over what an earlier try of the same night found out by others."""
+    graph, fitted = old_and_new
+    nothing = Tables(str(tmp_path), "", {}, {})
+
+    def recalls(half_life: float, tables: Tables) -> dict[str, float]:
+        lists = RecommendConfig(popular_half_life_days=half_life)
+        config = NightlyConfig(evaluate=FIRST_PLACE, recommend=lists)
+        run = Run("", date(1970, 8, 1), "", "", "code", config, False, str(tmp_path), "", 0, 0)
+        return {tier.tier: tier.recall.mean for tier in evaluate.fn(run, graph, fitted, tables).tiers}
+
+    assert recalls(0.0, nothing) == {"graph": 0.0, "popular": 0.0}
+    assert recalls(7.0, nothing) == {"graph": 0.0, "popular": 1.0}
+    assert recalls(7.0, segments(tmp_path, {"new": "s", "u08": "s"})) == {"graph": 0.0, "segment": 1.0, "popular": 1.0}
+    assert recalls(7.0, segments(tmp_path, {"new": "s", "u07": "s"})) == {"graph": 0.0, "segment": 0.0, "popular": 1.0}
 
 
 def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
@@ -140,7 +293,7 @@ def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
     assert said.count(" people)") == len(failing)
     assert "5-9 events (" in said
     words = tiers_in_words(evaluation)
-    assert f"does not beat popularity beyond noise for people with these events: {', '.join(failing)}." in words
+    assert f"does not beat popular beyond noise for people with these events: {', '.join(failing)}." in words
     assert "| fold_in, 5-9 | " in words
 
 
@@ -150,7 +303,7 @@ def test_a_night_whose_fold_in_beats_popularity_warns_of_nothing(
     good = replace(evaluation, tiers=tuple(tier for tier in evaluation.tiers if tier.beats_popular))
     warn_of_fold_in(good)
     assert not caplog.text
-    assert "fold_in beats popularity" in tiers_in_words(good)
+    assert "fold_in beats popular for" in tiers_in_words(good)
     assert tiers_in_words(replace(evaluation, tiers=())) == ""
 
 
