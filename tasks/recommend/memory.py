@@ -24,9 +24,7 @@ LARGEST_SHARD_SHARE = 0.5  # of what the fixed part leaves, for the rows of a sh
 # A block is one part products or scores, one part lists (models/topk.py), two parts reasons on their way into rows.
 PARTS_OF_A_BLOCK = 4
 PERSON_BYTES, ITEM_BYTES = 160, 64  # row numbers, segments, weights, where a row begins; and where what stands
-BYTES_PER_GROUP_ITEM = (
-    40  # scores, their order and the rule that forbids: rules.py, models/recency.py, models/selection.ByGroup
-)
+BYTES_PER_GROUP_ITEM = 40  # the rule that forbids, scores, their order: rules.py, models/recency.py and selection.py
 COPIES_OF_IDS = 3  # while people of events and of the users table are brought together
 
 

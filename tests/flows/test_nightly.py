@@ -165,6 +165,7 @@ def test_tables_beside_the_events_decide_who_gets_what(night_place: Path) -> Non
     night = json.loads(audit.read_text())
     assert night["tables"]["rows"] == {"items": 20, "users": 2, "blocked": 1, "segments": 2}
     assert night["tables"]["ignored"] == {"users: malformed_user_id": 1, "blocked: unknown user": 1}
+    assert "segment" in {tier["tier"] for tier in night["evaluation"]["tiers"]}, "user-001 is judged in theirs"
     taken = night["recommendations"]["removed_by_rule"]
     assert min(taken["seen"], taken["blocked"], taken["unavailable"]) > 0
     assert "nobody" not in audit.read_text()

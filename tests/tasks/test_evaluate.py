@@ -194,9 +194,10 @@ def test_a_segment_gets_what_is_popular_in_it_and_then_what_is_popular(old_and_n
     segment = {"u00": 0, "u08": 1, "new": 1}
     tier = tiers_of(graph, fitted, half_life_days=0.0, segment_U=numbers_of(graph, segment))["segment"]
     assert (tier.num_users, tier.recall.mean, tier.recall_over_popular.mean) == (2, 0.5, 0.5)
-    assert "| segment | 2 |" in tiers_in_words(
-        evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, segment_U=numbers_of(graph, segment))
-    )
+    evaluation = evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, segment_U=numbers_of(graph, segment))
+    words = tiers_in_words(evaluation)
+    assert "| segment | 2 |" in words
+    assert "the gate stand beside popularity, which counts all likes alike" in words
 
 
 def test_likes_in_a_segment_age_as_all_do(old_and_new: tuple[Graph, Fitted]) -> None:
