@@ -86,10 +86,8 @@ bench-training-ranks: .venv/dev ## two ranks against one for each split, and tha
 bench-training-kills: .venv/dev ## 20 killed or hung ranks and agents: recovered to the same bytes, no orphans
 	@$(BIN)/python -m benchmarks.kills
 
-bench-topk: .venv/bench ## top-K beside implicit, faiss, torch and the bare product; growth, exactness, reasons; DATA=
+bench-topk: .venv/bench ## top-K beside implicit, faiss and torch; growth, exactness, reasons; then memory and ranks; DATA=
 	@$(BIN)/python -m benchmarks.topk $(if $(DATA),--data "$(DATA)")
-
-bench-topk-scale: .venv/dev ## memory of a million people, and two ranks against one, through the stage's own processes
 	@$(BIN)/python -m benchmarks.scale
 
 clean: ## remove what nights, servers and checks left (keeps .venv)

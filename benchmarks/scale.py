@@ -1,6 +1,6 @@
 """The recommend stage's own processes at scale: peak memory of a million people, and two ranks against one.
 
-    make bench-topk-scale
+    make bench-topk
 
 Random tables, 64 wide, ten likes a person, rules and reasons as a night has them; lists are written to disk as shards.
 Memory: 1 M people x 100,000 items under the cap of 2 GiB; everything is loaded, a tenth of the shards is computed, and

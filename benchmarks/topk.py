@@ -42,7 +42,8 @@ from models.reasons import histories_of, reasons
 from models.scorers import InnerProduct
 from models.topk import Lists, joined, top_k
 from models.train import fit
-from tasks.recommend.shards import write_rows
+from tasks.recommend.rows import Why, rows_of
+from tasks.recommend.shards import Shard, write_rows, write_shard
 
 THREADS = 2
 ROUNDS = 5
@@ -81,7 +82,7 @@ def main() -> None:
         figures |= growth(liked.num_rows, num_items, options.rounds)
         figures |= exactness(trained)
         figures |= reasons_cost(served, liked, options.rounds)
-        figures |= writing(trained, Path(scratch), options.rounds)
+        figures |= writing(served, liked, Path(scratch), options.rounds)
     versions = {"implicit": implicit.__version__, "faiss": faiss.__version__, "torch": torch.__version__}
     merge_results("topk", "speed", figures, {"seconds": table, "versions": versions, "path": path_that_ran(64)})
 
@@ -362,27 +363,32 @@ def reasons_cost(served: dict[str, Tensor], liked: Csr, rounds: int) -> dict[str
     return {"reasons_cost": seconds["with"] / seconds["without"]}
 
 
-def writing(trained: Case, folder: Path, rounds: int) -> dict[str, float]:
-    """Our shard's rows against Polars' own defaults on the same frame."""
-    lists = by_us(trained)
-    rows = pl.DataFrame(
-        {
-            "user_id": np.repeat(lists.users, trained.k),
-            "rank": np.tile(np.arange(1, trained.k + 1, dtype=np.int32), trained.num_users),
-            "item_id": lists.item_BK.ravel(),
-            "score": lists.score_BK.ravel(),
-            "tier": pl.Series(["graph"]).new_from_index(0, lists.item_BK.size),
-        }
-    )
+def writing(served: dict[str, Tensor], liked: Csr, folder: Path, rounds: int) -> dict[str, float]:
+    """A shard's finished rows, reasons and all, against Polars' own defaults on the same frame."""
+    case = Case(served["user_UD"], served["item_ID"], liked)
+    lists = by_us(case)
+    users = np.arange(case.num_users)
+    histories = histories_of(liked, scale_U=served["scale_U"], hop_ID=served["hop_ID"])
+    found = reasons(histories, users, lists.item_BK, lists.score_BK, case.item_ID, threads=THREADS)
+    why = Why(np.zeros(found.item_BKR.shape, dtype=np.int8), found.item_BKR, found.share_BKR)
+    rows = rows_of(lists, why, pl.Series("user_id", users), pl.Series("item_id", np.arange(len(case.item_ID))))
+    shard = Shard(0, 0, case.num_users)
     seconds = best_of(
         {
-            "ours": lambda: write_rows(rows, folder / "ours.parquet", list_length=trained.k),
+            "ours": lambda: write_rows(rows, folder / "ours.parquet", list_length=case.k),
             "polars": lambda: rows.write_parquet(folder / "polars.parquet"),
+            "sealed": lambda: write_shard(folder, shard, rows, key="", list_length=case.k, counts={}),
         },
         2 * rounds,
     )
-    print(f"\nwrite {len(rows):,} rows: ours {seconds['ours']:.3f} s, Polars {seconds['polars']:.3f} s", flush=True)
-    return {"write_vs_polars": seconds["polars"] / seconds["ours"]}
+    print(
+        f"\nwrite {len(rows):,} rows: " + ", ".join(f"{name} {took:.3f} s" for name, took in seconds.items()),
+        flush=True,
+    )
+    return {
+        "write_vs_polars": seconds["polars"] / seconds["ours"],
+        "write_sealed_vs_polars": seconds["polars"] / seconds["sealed"],
+    }
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def largest_of_runs(row: Bits, run: int, largest: Bits) -> None:
 def at_most_the_kth(values: np.ndarray, k: int, lowest: Whole, count_BINS: np.ndarray) -> Whole:
     """The lower edge of the bin that holds the K-th largest; `lowest` where fewer than K are so large.
 
-    Counting into bins takes a tenth of a heap's or a partition's time, whose branches nobody can predict.
+    Counting into bins is faster than a heap or a partition, whose branches nobody can predict.
     """
     least, most, enough = np.int64(2**62), lowest, 0
     for place in range(values.shape[0]):
