@@ -137,6 +137,8 @@ def test_the_first_night_shows_the_rows_way_the_metrics_three_people_and_where_i
     assert town.text.count("liked lately (") == 3
     assert town.text.count("user resident-") == 3
     titles = pl.read_parquet(place.folder / "var/demo/items/items.parquet")["title"]
+    assert town.text.count("(graph)") == 18, "the tier of each row"
+    assert town.text.count("because of ") > 12, "a reason, unless nothing that they like speaks for it"
     assert sum(title in town.text for title in titles) > 15, "three people like and get six things each"
     for uri in (f"file://{place.folder}/var/demo/_meta/LATEST.json", *latest["files"]):
         assert [line for line in lines if line.endswith(uri)], uri

@@ -133,7 +133,9 @@ def test_who_has_met_nothing_that_was_trained_gets_no_row(folded_table: tuple[to
     folded = fold_in(events, np.arange(3), *folded_table)
     assert folded.has_row_R.tolist() == [False, False, True]
     assert (folded.user_RD[:2] == 0).all()
-    assert folded.histories.items.indices.tolist() == [2], "what adds nothing is no reason and counts for no event"
+    assert folded.histories.items.indices.tolist() == [2], "what adds nothing is no reason"
+    length = torch.linalg.vector_norm(folded.user_RD[2, :-1])
+    torch.testing.assert_close(length, folded_table[1][0] / (1 + HALF_AT), msg="and counts for no event")
     nobody = fold_in(events, np.zeros(0, dtype=np.int64), *folded_table)
     assert nobody.user_RD.shape == (0, 7)
 

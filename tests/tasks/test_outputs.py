@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from models.scorers import InnerProduct
 from tasks.config import RecommendConfig
 from tasks.contracts import Fitted, Graph, Recommendations
+from tasks.errors import GateRefused
 from tasks.publish.columns import columns_of
 from tasks.recommend import outputs
 from tasks.recommend.everyone import recommend_everyone
@@ -29,9 +30,10 @@ def integer_ids(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def world(integer_ids: bool) -> World:
-    """Two tastes. User 30 likes nothing of what they met, and nobody likes item 7."""
+    """Two tastes. Users 30 and 33, of one each, like nothing of what they met, and nobody likes item 7."""
     world = two_taste_world(integer_ids=integer_ids)
-    unliked = (pl.col("user_id") == name("u", 30, integer_ids)) | (pl.col("item_id") == name("i", 7, integer_ids))
+    folded = pl.col("user_id").is_in([name("u", number, integer_ids) for number in (30, 33)])
+    unliked = folded | (pl.col("item_id") == name("i", 7, integer_ids))
     return replace(world, seen=world.seen.with_columns(liked=pl.col("liked") & ~unliked))
 
 
@@ -105,6 +107,7 @@ def test_the_inner_product_of_two_published_vectors_is_the_published_score_to_th
     lists = pl.concat([pl.read_parquet(part.path) for part in night.parts])
     lists = lists.filter(pl.col("tier").is_in(["graph", "fold_in"]))
     assert lists["tier"].n_unique() == 2
+    assert lists.filter(pl.col("tier") == "fold_in")["user_id"].n_unique() == 2, "each with a vector of their own"
     pairs = lists.join(users, on="user_id").join(items, on="item_id", suffix="_of_item")
     assert len(pairs) == len(lists) > 0
     user_BD = torch.from_numpy(pairs["embedding"].to_numpy().copy())
@@ -121,7 +124,7 @@ def test_embeddings_are_sorted_by_id_of_fixed_size_and_of_whoever_has_a_vector(
     night: Recommendations, world: World, integer_ids: bool
 ) -> None:
     users, items = table(night, "user_embeddings"), table(night, "item_embeddings")
-    assert set(users["user_id"]) == set(world.taste_of_user), "30 is folded in from what they met"
+    assert set(users["user_id"]) == set(world.taste_of_user), "30 and 33 are folded in from what they met"
     assert set(items["item_id"]) == set(world.taste_of_item) - {name("i", 7, integer_ids)}
     assert users["user_id"].is_sorted()
     assert items["item_id"].is_sorted()
@@ -131,6 +134,14 @@ def test_embeddings_are_sorted_by_id_of_fixed_size_and_of_whoever_has_a_vector(
 def test_the_tables_have_the_columns_of_the_format(night: Recommendations) -> None:
     for output in night.outputs:
         assert columns_of(output.name, [(file.path, file.rows) for file in output.files])
+
+
+def test_columns_in_another_order_are_not_those_of_the_format(night: Recommendations, tmp_path: Path) -> None:
+    for output in night.outputs:
+        rows = pl.read_parquet(output.files[0].path)
+        rows.select(rows.columns[::-1]).write_parquet(tmp_path / "backwards.parquet")
+        with pytest.raises(GateRefused, match=f"files of {output.name} do not all have the columns of output format"):
+            columns_of(output.name, [(str(tmp_path / "backwards.parquet"), len(rows))])
 
 
 def test_nothing_stands_beside_the_lists_where_nothing_is_asked_for(

@@ -229,6 +229,32 @@ def test_what_was_met_before_the_window_may_come_again(world: World, tables: Mak
 # ---- short lists
 
 
+def test_what_is_counted_in_many_shards_is_what_is_counted_in_one(
+    graph: Graph, fitted: Fitted, tables: MakeTables, night: Callable, tmp_path: Path
+) -> None:
+    told = tables(
+        blocked=[(f"u{number:03d}", ITEMS[number]) for number in range(38)],
+        available=dict.fromkeys(ITEMS[:25], True),
+        categories={item: [f"kind {int(item[1:]) % 4}"] for item in ITEMS},
+        users=["u100", "u101"],
+    )
+    one, rows = night(told, at_most_per_category=2)
+    small = RecommendConfig.model_construct(  # config does not allow so small shards; the function does
+        k=10, popular_half_life_days=0, at_most_per_category=2, users_per_shard=6
+    )
+    many = recommend_everyone(graph, fitted, small, tmp_path, tables=told, as_of=AS_OF)
+    assert (len(one.parts), len(many.parts)) == (1, 7)
+    for count in ("removed_by_rule", "users_by_tier", "rows_by_tier", "short_by_reason", "short_lists", "people"):
+        assert getattr(many, count) == getattr(one, count), count
+    first = rows.filter(pl.col("rank") == 1).group_by("tier").len()
+    assert many.users_by_tier == dict.fromkeys(TIERS, 0) | dict(first.rows())
+    assert all(many.removed_by_rule[rule] for rule in ("seen", "blocked", "unlisted", "category"))
+    assert (
+        sum(many.short_by_reason.values())
+        == many.people - rows.group_by("user_id").len().filter(pl.col("len") == 10).height
+    )
+
+
 def test_a_list_is_short_for_a_reason_with_a_name(tables: MakeTables, night: Callable) -> None:
     finished, _ = night(tables(), k=1000)
     assert (finished.short_lists, finished.short_by_reason) == (40, {"catalogue": 40})
