@@ -84,8 +84,8 @@ def read(name: str, data: Path, scratch: Path) -> Data:
         return Data(train, validation, train, num_items)
     ratings = data / DATA_SETS[name] / "ratings.parquet"
     folder, _, num_items = write_movielens(ratings, "per_user_time", scratch / "graph")
-    arrays = (load_csr(folder, part) for part in ("liked_train", "liked_validation", "seen_before_validation"))
-    return Data(*arrays, num_items)
+    train, validation = load_csr(folder, "liked_train"), load_csr(folder, "liked_validation")
+    return Data(train, validation, load_csr(folder, "seen_before_validation"), num_items)
 
 
 def held_back(name: str, data: Data) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,17 +221,18 @@ def speed(trained: Case, rounds: int) -> tuple[dict[str, float], dict[str, dict[
     }
     table = {}
     for name, case in cases.items():
-        contestants = {
-            "ours": lambda case=case: by_us(case),
+        users_at_once = 1024 if len(case.item_ID) < 10**6 else 128
+        contestants: dict[str, Callable[[], Any]] = {
+            "ours": partial(by_us, case),
             "implicit": by_implicit(case),
             "faiss": by_faiss(case),
-            "torch": lambda case=case: by_torch(case, 1024 if len(case.item_ID) < 10**6 else 128),
-            "bare product, numpy": lambda case=case: bare_numpy(case, 1024 if len(case.item_ID) < 10**6 else 128),
-            "bare product, torch": lambda case=case: bare_torch(case, 1024 if len(case.item_ID) < 10**6 else 128),
+            "torch": partial(by_torch, case, users_at_once),
+            "bare product, numpy": partial(bare_numpy, case, users_at_once),
+            "bare product, torch": partial(bare_torch, case, users_at_once),
         }
         if name.endswith("d 64"):
-            contestants["ours, 32 bits"] = lambda case=case: by_us_in_32_bits(case)
-            contestants["ours, torch path"] = lambda case=case: by_us_in_torch(case)
+            contestants["ours, 32 bits"] = partial(by_us_in_32_bits, case)
+            contestants["ours, torch path"] = partial(by_us_in_torch, case)
         table[name] = best_of(contestants, rounds if num_items == len(case.item_ID) else 1)
         tell(name, case, table[name])
     first, random = table["trained d 64"], table["random d 64"]
@@ -274,7 +276,7 @@ def floor(case: Case, seconds: float) -> dict[str, float]:
     for dtype, name in ((torch.float32, "32_bits"), (torch.bfloat16, "16_bits")):
         rates = []
         for rows, columns in ((256, 4096), (512, 4096), (512, 8192), (1024, 4096)):
-            taken = best_of({"": lambda r=rows, c=columns, t=dtype: products_in_threads(r, c, t)}, ROUNDS)[""]
+            taken = best_of({"": partial(products_in_threads, rows, columns, dtype)}, ROUNDS)[""]
             rates.append(THREADS * PRODUCTS * 2.0 * rows * columns * 64 / taken)
         figures[f"peak_gflops_{name}"] = max(rates) / 1e9
         figures[f"floor_seconds_{name}"] = operations / max(rates)
@@ -301,7 +303,7 @@ def growth(num_users: int, num_items: int, rounds: int) -> dict[str, float]:
     half_items = Case(base.user_UD, base.item_ID[: num_items // 2], base.liked)
     cases = {"whole": base, "half users": half_users, "half items": half_items}
     cases |= {f"K {k}": Case(base.user_UD, base.item_ID, base.liked, k) for k in (10, 100)}
-    seconds = best_of({name: lambda case=case: by_us(case) for name, case in cases.items()}, rounds)
+    seconds = best_of({name: partial(by_us, case) for name, case in cases.items()}, rounds)
     print("\ngrowth: " + ", ".join(f"{name} {took:.2f} s" for name, took in seconds.items()), flush=True)
     return {
         "users_x2": seconds["whole"] / seconds["half users"],

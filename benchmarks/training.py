@@ -204,7 +204,7 @@ def quality(
 def on_test(scorer: Scorer, train: Csr, test: Csr, num_items: int, prefix: str) -> dict[str, float]:
     users = np.flatnonzero(test.counts() > 0)
     recalls, ndcgs = [], []
-    tiers = [scorer, for_everybody(popularity(train, num_items), train.num_rows)]
+    tiers: list[Scorer] = [scorer, for_everybody(popularity(train, num_items), train.num_rows)]
     for block in top_k(tiers, users=users, excluded=train, k=20, item_rank_I=np.arange(num_items)):
         hit_BK, targets_B = hits(block.item_BK, block.users, test, num_items), test.counts()[block.users]
         recalls.append(recall(hit_BK, targets_B))
