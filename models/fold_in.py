@@ -1,4 +1,8 @@
-"""Rows for people whom the fit did not see, or saw with other likes: from their items' embeddings, without training.
+"""Rows for people whom a fit has no row for: from their items' embeddings, without training.
+
+A night trains its served fit on all likes, so whom it folds in has events and not one like. Nobody has events that are
+newer than the fit: they come with the next night. How good a row of so many likes is, tasks/evaluate/tiers.py measures
+on people who have a row, taken as if they had none.
 
 A person's row is the mean of their items' propagated embeddings, taken through one linear map and brought to the length
 that trained rows have. The map is fitted on the trained users, whose rows and items are both known: a ridge regression
@@ -66,6 +70,11 @@ def fold_table(tables: Tables, liked: Csr, degree_I: Tensor) -> tuple[Tensor, Te
         fold_ID = item_ID @ map_DD.float()
     fold_ID[degree_I == 0] = 0.0
     return fold_ID, torch.tensor([length / max(1, len(users))], dtype=torch.float32)
+
+
+def rows_to_fold_in(liked: Csr) -> npt.NDArray[np.int64]:
+    """Users of the graph without a like, ascending: they have events, and no fit on `liked` trains a row of theirs."""
+    return np.flatnonzero(liked.counts() == 0)
 
 
 def fold_in(events: Csr, rows: npt.NDArray[np.int64], fold_ID: Tensor, fold_length: Tensor) -> Folded:

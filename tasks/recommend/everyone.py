@@ -147,7 +147,7 @@ def _on_ranks(spec: Spec, ranks: int, on_progress: Callable[[Progress], None]) -
         work,
         folder / "spec.json",
         ranks=ranks,
-        threads=spec.threads or 1,
+        threads=spec.threads,
         project_root=PROJECT_ROOT,
         silence_s=SILENCE_S,
         deadline_s=DEADLINE_S,

@@ -1,6 +1,7 @@
 """Everybody's K items, some people at a time: people, rules, tiers and reasons put together.
 
-What is in a row says rows.py, who may get what rules.py, what is popular models/recency.py.
+What is in a row says rows.py, who may get what rules.py, what is popular models/recency.py. The served fit knows all
+likes, so tier graph is of everybody who likes something, and fold_in of those who have met things and liked none.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.fold_in import fold_in
+from models.fold_in import fold_in, rows_to_fold_in
 from models.graph import load_csr
 from models.reasons import histories_of, reasons
 from models.recency import Likes, popular_in_groups, popular_of_everybody
@@ -45,7 +46,6 @@ class Sources:
     num_items: int
     num_segments: int
     num_folded: int  # people with events and without a row of their own
-    k: int
 
     @classmethod
     def of(
@@ -65,8 +65,7 @@ class Sources:
             num_people=len(people),
             num_items=graph.num_items,
             num_segments=len(people.segments),
-            num_folded=len(_folded_rows(graph.folder)),
-            k=settings.k,
+            num_folded=len(rows_to_fold_in(load_csr(graph.folder, "liked_all"))),
         )
 
 
@@ -79,17 +78,13 @@ class Listed:
     counts: Counts
 
 
-def _folded_rows(graph_folder: str) -> npt.NDArray[np.int64]:
-    """Rows of the graph whose users have events and not one like: no fit trains a row of theirs."""
-    return np.flatnonzero(load_csr(graph_folder, "liked_all").counts() == 0)
-
-
 class Everybody:
     """What all lists are made of, opened once a process. Raises ModelNotFinite and NothingAllowed."""
 
     def __init__(self, sources: Sources) -> None:
-        self.k, folder = sources.k, sources.graph_folder
+        folder = sources.graph_folder
         settings = RecommendConfig.model_construct(**sources.settings)  # they were checked when the night was opened
+        self.k = settings.k
         as_of = date.fromisoformat(sources.as_of)
         tables = Tables(sources.tables_folder, "", sources.table_rows, {})
         _, self.item_ids = read_ids(Path(folder))
@@ -105,7 +100,7 @@ class Everybody:
         is_liked_I = np.bincount(liked.indices, minlength=sources.num_items) > 0
         self.histories = {GRAPH: histories_of(liked, scale_U=served["scale_U"], hop_ID=served["hop_ID"])}
         self.products = {GRAPH: InnerProduct(served["user_UD"], served["item_ID"], row_P, is_liked_I)}
-        if len(rows := _folded_rows(folder)):
+        if len(rows := rows_to_fold_in(liked)):
             folded = fold_in(load_csr(folder, "seen_all"), rows, served["fold_ID"], served["fold_length"])
             row_U = np.full(liked.num_rows, -1)
             row_U[rows[folded.has_row_R]] = np.flatnonzero(folded.has_row_R)
@@ -123,7 +118,7 @@ class Everybody:
         of_popular = {tier: popular.scores for tier, popular in self.popular.items()}
         self.tiers: dict[int, Scorer] = {**self.products, **of_popular}
 
-    def lists(self, start: int, stop: int, *, block_bytes: int, threads: int | None) -> Iterator[Listed]:
+    def lists(self, start: int, stop: int, *, block_bytes: int, threads: int) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
         tier_at = np.array([*self.tiers, NO_ITEM], dtype=np.int8)
         would_be_NK = self._would_be(start, stop, block_bytes, threads) if self.rules.more_than_seen else None
@@ -144,7 +139,7 @@ class Everybody:
             would_be_BK = block.item_BK if would_be_NK is None else would_be_NK[block.users - start]
             yield Listed(rows, len(block.users), self._counts(named, would_be_BK))
 
-    def _would_be(self, start: int, stop: int, block_bytes: int, threads: int | None) -> npt.NDArray[np.int32]:
+    def _would_be(self, start: int, stop: int, block_bytes: int, threads: int) -> npt.NDArray[np.int32]:
         """(N, K) what these people would get if nothing but what they met were left out: what rules are counted by."""
         blocks = top_k(
             list(self.tiers.values()),
@@ -157,7 +152,7 @@ class Everybody:
         )
         return np.concatenate([block.item_BK for block in blocks])
 
-    def _why(self, block: Lists, threads: int | None) -> Why:
+    def _why(self, block: Lists, threads: int) -> Why:
         why = Why.nothing((*block.item_BK.shape, self.at_most_reasons))
         if not self.at_most_reasons:
             return why
@@ -169,7 +164,7 @@ class Everybody:
             self._say_why(why, block, tier, product, threads)
         return why
 
-    def _say_why(self, why: Why, block: Lists, tier: int, product: InnerProduct, threads: int | None) -> None:
+    def _say_why(self, why: Why, block: Lists, tier: int, product: InnerProduct, threads: int) -> None:
         """The person's own items behind the rows of one tier. A folded row has met them and liked none."""
         lines = np.flatnonzero((block.tier_BK == tier).any(axis=1))
         if not len(lines):

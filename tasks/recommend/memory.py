@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
+from models.fold_in import rows_to_fold_in
 from models.graph import load_csr
 from models.selection import noted_bytes
 from models.topk import BYTES_PER_SCORE
@@ -90,7 +91,7 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
     """
     graph = Path(sources.graph_folder)
     user_ids, item_ids = Ids.of(graph / "user_ids.parquet"), Ids.of(graph / "item_ids.parquet")
-    list_length = max(1, min(sources.k, sources.num_items))
+    list_length = max(1, min(settings.k, sources.num_items))
     fixed = (
         LIBRARIES_BYTES
         + WRITER_BYTES
@@ -147,8 +148,8 @@ def _bytes_of_rules(sources: Sources, settings: RecommendConfig) -> int:
     needed += sum(8 * (tables / f"{name}.parquet").stat().st_size for name in sources.table_rows)
     needed += sources.num_folded * 3 * 4 * _columns(sources.served_path, "item_ID")  # rows while they are added up
     if sources.num_folded:
-        is_folded = load_csr(graph, "liked_all").counts() == 0
-        needed += 40 * int(load_csr(graph, "seen_all").counts()[is_folded].sum())
+        rows = rows_to_fold_in(load_csr(graph, "liked_all"))
+        needed += 40 * int(load_csr(graph, "seen_all").counts()[rows].sum())
     if settings.seen_days is not None:
         needed += 4 * _bytes_of_arrays(graph, "seen_at")
     if "blocked" in sources.table_rows:

@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.fold_in import fold_in
+from models.fold_in import fold_in, rows_to_fold_in
 from models.graph import Csr, load_csr
 from models.rivals import popularity
 from models.scorers import InnerProduct, rows_where, slices
@@ -163,7 +163,7 @@ def _user_vectors(
     """(who has a vector, rows -> vectors): the trained ones, and those folded in from what people met."""
     user_UD = tables.get_tensor("user_UD")
     has_row_U = liked.counts() > 0
-    without = np.flatnonzero(~has_row_U)
+    without = rows_to_fold_in(liked)
     if len(without) == 0:
         return has_row_U, lambda rows: user_UD[rows]
     seen = load_csr(graph_folder, "seen_all")

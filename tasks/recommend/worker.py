@@ -37,7 +37,7 @@ class Spec:
     users_per_shard: int
     list_length: int
     block_bytes: int
-    threads: int | None  # of each rank; None: as many as the machine has
+    threads: int  # of each rank
     sources: Sources
 
     @classmethod
@@ -151,8 +151,7 @@ def main(spec_path: str) -> None:
     spec = Spec.read(spec_path)
     rank, world = place_among_ranks()
     folder = Path(spec.folder)
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
+    torch.set_num_threads(spec.threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with _named_failures(folder):

@@ -532,7 +532,7 @@ def test_too_small_a_cap_says_the_least_that_is_enough(graph: Graph, fitted: Fit
 def test_plans_keep_to_the_cap_and_cuts_do_not_follow_threads(
     memory_mib: int, people: int, items: int, k: int, tmp_path: Path
 ) -> None:
-    sources = sources_of_size(tmp_path, people=people, items=items, k=k)
+    sources = sources_of_size(tmp_path, people=people, items=items)
     whole = settings(k=k, users_per_shard=10_000_000, memory_mib=memory_mib)
     try:
         plans = [plan_memory(sources, whole, threads=threads) for threads in (1, 8)]
@@ -543,7 +543,7 @@ def test_plans_keep_to_the_cap_and_cuts_do_not_follow_threads(
     assert plans[0].users_per_shard == plans[1].users_per_shard
 
 
-def sources_of_size(folder: Path, *, people: int, items: int, k: int) -> Sources:
+def sources_of_size(folder: Path, *, people: int, items: int) -> Sources:
     """Files of the right sizes, with holes for content."""
     for name, count in (("user_ids", people), ("item_ids", items)):
         pl.DataFrame({name: np.arange(count)}).write_parquet(folder / f"{name}.parquet")
@@ -569,7 +569,6 @@ def sources_of_size(folder: Path, *, people: int, items: int, k: int) -> Sources
         num_items=items,
         num_segments=0,
         num_folded=0,
-        k=k,
     )
 
 
