@@ -3,7 +3,7 @@
 from tasks.contracts import LATEST_KEY, Evaluation, Measured, Night
 
 MODEL_NAMES = {
-    "lightgcn": "**LightGCN**",
+    "lightgcn": "LightGCN",
     "popularity": "popularity",
     "item_knn": "item-kNN",
     "ease": "EASE",
@@ -109,13 +109,13 @@ def _training(night: Night) -> str:
 def _metrics(night: Night) -> str:
     evaluation = night.evaluation
     lines = [
-        f"| {MODEL_NAMES[score.model]} | {score.part} | {score.num_users:,} | {_interval(score.recall)} "
+        f"| {_bold_if_ours(score.model)} | {score.part} | {score.num_users:,} | {_interval(score.recall)} "
         f"| {_interval(score.ndcg)} | {score.coverage:.1%} |"
         for score in evaluation.scores
     ]
     history = evaluation.users_by_history
     by_history = "; ".join(
-        f"{MODEL_NAMES[name]} {values['with_history']:.4f} with, {values['without_history']:.4f} without"
+        f"{_bold_if_ours(name)} {values['with_history']:.4f} with, {values['without_history']:.4f} without"
         for name, values in evaluation.recall_by_history.items()
     )
     header = f"| model | part | users | recall@{evaluation.k} (95 %) | ndcg@{evaluation.k} (95 %) | coverage |"
@@ -152,6 +152,11 @@ def tiers_in_words(evaluation: Evaluation) -> str:
         "above and the gate stand beside popularity, which counts all likes alike.\n\n"
         f"{header}\n|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{says}"
     )
+
+
+def _bold_if_ours(model: str) -> str:
+    name = MODEL_NAMES[model]
+    return f"**{name}**" if model == "lightgcn" else name
 
 
 def _difference(value: Measured) -> str:

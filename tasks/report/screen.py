@@ -11,15 +11,9 @@ from rich.text import Text
 
 from tasks.contracts import TIERS, Measured, Night, Published, Recommendations
 from tasks.errors import NightError
+from tasks.report.markdown import MODEL_NAMES
 from tasks.report.people import Person, Reason
 
-MODEL_NAMES = {
-    "lightgcn": "LightGCN",
-    "popularity": "popularity",
-    "item_knn": "item-kNN",
-    "ease": "EASE",
-    "graph_filter": "graph filter",
-}
 FEW_USERS = 30  # an interval over fewer is wider than any difference between models
 MANY_QUARANTINED = 0.1  # a larger share is hardly noise: something upstream is likely broken
 LONGEST_TITLE = 120
