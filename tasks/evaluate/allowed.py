@@ -28,13 +28,16 @@ class Known:
     """What lists are held against.
 
     people: user_id (ascending), segment. items: item_id in the order of the graph's rows, available, segments,
-    categories, born_us; facts that no table says are null. met and blocked: pairs by person, items ascending.
+    categories, born_us; facts that no table says are null. met and blocked: pairs by person, items ascending; also
+    met_ever and liked, which no window of days cuts off: what a reason may name.
     """
 
     people: pl.DataFrame
     items: pl.DataFrame
     met: Csr
     blocked: Csr
+    met_ever: Csr
+    liked: Csr
     settings: RecommendConfig
     midnight_us: int
 
@@ -102,6 +105,8 @@ def read_known(graph_folder: str, tables: Tables, settings: RecommendConfig, as_
         items=_items(item_ids, tables, np.load(folder / "item_first_seen.npy")),
         met=_met(folder, user_ids, people, settings.seen_days, midnight_us),
         blocked=_blocked(tables, people, item_ids),
+        met_ever=_of_people(load_csr(folder, "seen_all"), user_ids, people),
+        liked=_of_people(load_csr(folder, "liked_all"), user_ids, people),
         settings=settings,
         midnight_us=midnight_us,
     )
@@ -135,11 +140,20 @@ def _items(item_ids: pl.Series, tables: Tables, first_seen_I: np.ndarray) -> pl.
 
 def _met(folder: Path, user_ids: pl.Series, people: pl.DataFrame, seen_days: int | None, midnight_us: int) -> Csr:
     seen = load_csr(folder, "seen_all")
+    if seen_days is None:
+        return _of_people(seen, user_ids, people)
+    recent_E = midnight_us - np.load(folder / "seen_at.npy") <= timedelta(days=seen_days) // US
+    return _of_people(seen, user_ids, people, recent_E)
+
+
+def _of_people(
+    pairs: Csr, user_ids: pl.Series, people: pl.DataFrame, is_kept_E: npt.NDArray[np.bool_] | None = None
+) -> Csr:
+    """The graph's users' pairs by person, all or some of them."""
     person_U = people["user_id"].search_sorted(user_ids.cast(people["user_id"].dtype)).to_numpy()
-    person_E, item_E = np.repeat(person_U, seen.counts()), np.asarray(seen.indices)
-    if seen_days is not None:
-        recent_E = midnight_us - np.load(folder / "seen_at.npy") <= timedelta(days=seen_days) // US
-        person_E, item_E = person_E[recent_E], item_E[recent_E]
+    person_E, item_E = np.repeat(person_U, pairs.counts()), np.asarray(pairs.indices)
+    if is_kept_E is not None:
+        person_E, item_E = person_E[is_kept_E], item_E[is_kept_E]
     return _by_person(person_E, item_E, len(people))
 
 

@@ -48,9 +48,10 @@ def _faults_of(rows: pl.DataFrame, ids: pl.Series, item_ids: pl.Series) -> Itera
     yield "items that stand twice near one", len(rows) - rows.select(own, near).n_unique()
     yield "scores that are not finite", rows.filter(~score.is_finite().fill_null(value=False)).height
     begins = (own != own.shift(1)).fill_null(value=True)
+    of_equals_the_later_id = (score == score.shift(1)) & (near < near.shift(1))
     out_of_order = (
         pl.when(begins)
         .then((rank != 1) | (own < own.shift(1)).fill_null(value=False))
-        .otherwise((rank != rank.shift(1) + 1) | (score > score.shift(1)))
+        .otherwise((rank != rank.shift(1) + 1) | (score > score.shift(1)) | of_equals_the_later_id)
     )
     yield "rows out of order", rows.filter(out_of_order.fill_null(value=True)).height

@@ -104,6 +104,7 @@ def _faults_of(
     yield from _forbidden(rows, known)
     if "reasons" in rows.columns:
         yield "rows with reasons that cannot be", _wrong_reasons(rows)
+        yield "rows because of items that the user has not met or liked", _reasons_of_others(rows, items, known)
     tier = pl.col("tier").replace_strict({name: order for order, name in enumerate(TIERS)}, default=None)
     ordered = rows.with_columns(tier_order=tier)
     same_user = pl.col("user_index") == pl.col("user_index").shift(1)
@@ -113,6 +114,11 @@ def _faults_of(
         (pl.col("rank") != pl.col("rank").shift(1) + 1)
         | (step < 0)
         | ((step == 0) & (pl.col("score") > pl.col("score").shift(1)))
+        | (
+            (step == 0)
+            & (pl.col("score") == pl.col("score").shift(1))
+            & (pl.col("item_id") < pl.col("item_id").shift(1))
+        )
     )
     # A list torn apart has its second piece behind a larger user's rows.
     out_of_order = (pl.col("user_id") < pl.col("user_id").shift(1)) | (same_user & does_not_follow)
@@ -160,13 +166,35 @@ def _wrong_reasons(rows: pl.DataFrame) -> int:
     return int((more_than_all | (np.bincount(row, weights=wrong) > 0)).sum())
 
 
+def _reasons_of_others(rows: pl.DataFrame, items: pl.DataFrame, known: Known) -> int:
+    """Rows with a reason whose item this person has not met, or not liked where the kind is `liked`."""
+    named = (
+        rows.select("reasons", "user_index", row=pl.int_range(pl.len()))
+        .filter(pl.col("reasons").list.len() > 0)
+        .explode("reasons")
+        .unnest("reasons")
+        .filter(pl.col("kind").is_in(["liked", "met"]) & pl.col("item_id").is_not_null())
+        .join(items.select("item_id", "item_index"), on="item_id", how="left", maintain_order="left")
+    )
+    strange = named["item_index"].is_null().to_numpy()  # not in the graph: nobody has met it
+    user, item = named["user_index"].to_numpy(), named["item_index"].fill_null(0).to_numpy()
+    liked = (named["kind"] == "liked").to_numpy()
+    strange[liked] |= ~_among(known.liked, user[liked], item[liked], known.num_items)
+    strange[~liked] |= ~_among(known.met_ever, user[~liked], item[~liked], known.num_items)
+    return int(named["row"].filter(pl.Series(strange)).n_unique())
+
+
 def _count_among(pairs: Csr, user: np.ndarray, item: np.ndarray, num_items: int) -> int:
+    return int(_among(pairs, user, item, num_items).sum())
+
+
+def _among(pairs: Csr, user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
     users = np.unique(user)
     position, has_item = pairs.rows_of(users)
     have = users[position] * np.int64(num_items) + has_item  # ascending
     asked = user * np.int64(num_items) + item
     found = np.minimum(np.searchsorted(have, asked), len(have) - 1)
-    return int((have[found] == asked).sum()) if len(have) else 0
+    return have[found] == asked if len(have) else np.zeros(len(asked), dtype=bool)
 
 
 def _as_long_as_the_cap_lets_be(rows: pl.DataFrame, listed: np.ndarray, known: Known) -> np.ndarray:

@@ -19,6 +19,7 @@ from tasks.evaluate.gate import check_popularity, judge_night, refuse_unless_pas
 USERS = ["ann", "bob", "cy", "dan"]  # dan has met everything but two items
 ITEMS = ["a", "b", "c", "d", "e"]
 SEEN = [("ann", "a"), ("bob", "b"), ("dan", "a"), ("dan", "b"), ("dan", "c")]
+LONG_AGO = [("ann", "b"), ("ann", "c")]  # they may come again; b was not liked
 K = 3
 DAY_US = 86_400_000_000
 ANY_ITEM = RecommendConfig(k=K)
@@ -102,6 +103,8 @@ def known_of(
         items=pl.DataFrame({"item_id": ITEMS, **items}, schema={"item_id": pl.String, **kinds}),
         met=pairs_of(SEEN),
         blocked=pairs_of(blocked or []),
+        met_ever=pairs_of(sorted(SEEN + LONG_AGO)),
+        liked=pairs_of(sorted({*SEEN, *LONG_AGO} - {("ann", "b")})),
         settings=settings,
         midnight_us=10 * DAY_US,
     )
@@ -147,6 +150,15 @@ def drop(file: int, condition: pl.Expr) -> Callable[[Lists], Lists]:
     return lambda lists: replace_file(lists, file, lists.files[file].filter(~condition))
 
 
+def change_all(file: int, user: str, items: list[tuple[int, str]]) -> Callable[[Lists], Lists]:
+    def plant(lists: Lists) -> Lists:
+        for at, item in items:
+            lists = change(file, user, at, item_id=item)(lists)
+        return lists
+
+    return plant
+
+
 def reorder(file: int, order: list[int]) -> Callable[[Lists], Lists]:
     return lambda lists: replace_file(lists, file, lists.files[file][order])
 
@@ -168,6 +180,7 @@ FAULTS: dict[str, tuple[Callable[[Lists], Lists], str]] = {
     "an unknown user": (change(1, "cy", 1, user_id="zzz"), "rows with an unknown user or item"),
     "a missing item": (change(1, "cy", 1, item_id=None), "rows with an unknown user or item"),
     "scores that rise": (change(1, "cy", 2, score=0.6), "rows out of order"),
+    "equal scores, the later id first": (change_all(0, "bob", [(2, "d"), (3, "c")]), "rows out of order"),
     "a rank that is left out": (change(1, "dan", 2, rank=3), "rows out of order"),
     "a rank that stands twice": (change(1, "dan", 2, rank=1), "rows out of order"),
     "a rank that is missing": (change(1, "cy", 2, rank=None), "rows out of order"),
@@ -276,6 +289,26 @@ def test_reasons_that_cannot_be_are_refused(wrong: int, known: Known, tmp_path: 
     lists = replace_file(GOOD, 0, GOOD.files[0].with_columns(reasons=pl.Series(named, dtype=REASON)))
     checks = {check.gate: check for check in judge(lists, known, tmp_path, GateConfig(), evaluation()).checks}
     assert checks["lists: rows with reasons that cannot be"].passed is (wrong < 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "at"),
+    [
+        (("liked", "b", 0.5), 1),  # met, and not liked
+        (("liked", "d", 0.5), 1),  # bob's
+        (("met", "d", 0.5), 2),
+        (("met", "a", 0.5), 3),  # ann's, not bob's
+        (("liked", "zzz", 0.5), 1),
+    ],
+)
+def test_a_reason_that_names_what_this_person_has_not_met_or_not_liked_is_refused(
+    reason: tuple[str, str, float], at: int, known: Known, tmp_path: Path
+) -> None:
+    named = [[dict(zip(("kind", "item_id", "share"), reason, strict=True))] if row == at else [] for row in range(6)]
+    lists = replace_file(GOOD, 0, GOOD.files[0].with_columns(reasons=pl.Series(named, dtype=REASON)))
+    failed = [c for c in judge(lists, known, tmp_path, GateConfig(), evaluation()).checks if not c.passed]
+    about = "rows because of items that the user has not met or liked"
+    assert [(check.gate, check.detail) for check in failed] == [(f"lists: {about}", f"1 {about}")]
 
 
 def test_segment_and_fold_in_stand_between_graph_and_popular(known: Known, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from tasks.evaluate.beside import check_outputs
 USERS, ITEMS = pl.Series(["ann", "bob", "cy"]), pl.Series(["a", "b", "c", "d"])
 
 
+LATER_FIRST = ["b", "c", "d", "a", "d", "c", "a", "b", "d", "b", "a", "c"]
+
+
 def similar() -> pl.DataFrame:
     rows = [
         (item, rank, other, 1.0 - 0.1 * rank)
@@ -62,6 +65,10 @@ FAULTS: dict[str, tuple[Callable[[pl.DataFrame], list[pl.DataFrame]], str]] = {
     "one twice": (changed(similar_item_id=pl.lit("a")), "1 items that stand twice near one"),
     "no number": (changed(score=pl.lit(float("nan"))), "1 scores that are not finite"),
     "a better one behind": (changed(score=pl.lit(5.0)), "1 rows out of order"),
+    "equal scores, the later id first": (
+        lambda rows: [rows.with_columns(score=0.5, similar_item_id=pl.Series(LATER_FIRST))],
+        "2 rows out of order",
+    ),
     "a gap in the ranks": (changed(rank=pl.lit(7)), "rows out of order"),
     "a missing row": (lambda rows: [rows.filter(pl.int_range(pl.len()) != 4)], "1 rows out of order"),
     "a missing first row": (lambda rows: [rows[1:]], "1 rows out of order"),
