@@ -11,30 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import compiled, selection, topk
+from models import selection, topk
 from models.graph import Csr, interactions_by_user
 from models.scorers import InnerProduct, for_everybody, rows_where
 from models.selection import NO_ITEM
 from models.topk import Lists, joined, top_k, users_per_block
+from tests.models.paths import PATHS, take
 from tests.worlds import random_likes
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-PATHS = ["compiled, 16 bits", "compiled, 32 bits", "compiled, little room", "torch"]
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One behaviour suite over every way to select; the last one runs on GPUs too."""
-    return take(request.param, monkeypatch)
-
-
-def take(path: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    if path != "torch" and not compiled.AVAILABLE:
-        pytest.skip("numba cannot be imported here, or is switched off: nothing is compiled")
-    monkeypatch.setattr(topk, "AVAILABLE", path != "torch")
-    monkeypatch.setattr(selection, "half_is_faster", lambda _: path == "compiled, 16 bits")
-    monkeypatch.setattr(selection, "NOTED", 0 if path == "compiled, little room" else 256)
-    return path
 
 
 def brute_force(

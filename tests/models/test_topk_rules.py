@@ -6,22 +6,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import compiled, selection, topk
+from models import selection, topk
 from models.graph import Csr, interactions_by_user
 from models.scorers import GroupScores, InnerProduct, Scorer, for_everybody
 from models.selection import NO_ITEM, Allowed
 from models.topk import CategoryCap, Lists, joined, top_k
-
-PATHS = ["compiled", "compiled, little room", "torch"]
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != "torch" and not compiled.AVAILABLE:
-        pytest.skip("numba cannot be imported here, or is switched off: nothing is compiled")
-    monkeypatch.setattr(topk, "AVAILABLE", request.param != "torch")
-    monkeypatch.setattr(selection, "NOTED", 0 if request.param == "compiled, little room" else 256)
-    return str(request.param)
 
 
 def csr(has_UI: np.ndarray) -> Csr:
