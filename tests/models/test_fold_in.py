@@ -71,7 +71,7 @@ def test_held_back_users_get_nearly_what_the_fit_that_knows_them_gives(
     own_taste = ours % 2 == HELD_BACK[:, None] % 2
     assert own_taste.mean() > 0.95
     overlap = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(ours, theirs, strict=True)])
-    assert overlap > 0.6, "of 18 unseen items of a taste, ten by chance share 0.56"
+    assert overlap > 0.68, "of 18 unseen items of a taste, ten by chance share 0.56, give or take 0.04"
 
 
 # ---- without a fit

@@ -7,7 +7,11 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from models.fold_in import HALF_AT
+from models.graph import load_csr
 from tasks.config import RecommendConfig
 from tasks.contracts import TIERS, Fitted, Graph, Recommendations
 from tasks.recommend.everyone import recommend_everyone
@@ -130,6 +134,94 @@ def test_users_without_likes_are_folded_in_from_what_they_met(
         assert set(because["reasons.item_id"]) <= met
     assert recommendations.users_without_a_trained_row == 2
     assert recommendations.users_by_tier["fold_in"] == 2
+
+
+def shares_again(graph: Graph, tables: dict[str, np.ndarray], rows: pl.DataFrame, *, at_most: int = 3) -> None:
+    """Holds every score and reason of tiers graph and fold_in against the served tables, in float64, row by row.
+
+    What of a trained row its likes do not say is the own term; a folded row has none.
+    """
+    folder = Path(graph.folder)
+    user_ids, item_ids = (pl.read_parquet(folder / f"{kind}_ids.parquet").to_series() for kind in ("user", "item"))
+    user_of, item_of = ({id_: row for row, id_ in enumerate(ids.to_list())} for ids in (user_ids, item_ids))
+    events = {"graph": load_csr(graph.folder, "liked_all"), "fold_in": load_csr(graph.folder, "seen_all")}
+    for user_id, item_id, score, tier, because in rows.select(
+        "user_id", "item_id", "score", "tier", "reasons"
+    ).iter_rows():
+        user, item_D = user_of[user_id], tables["item_ID"][item_of[item_id]]
+        own = events[tier].indices[slice(*events[tier].indptr[user : user + 2])]
+        if tier == "graph":
+            hop_ED = tables["hop_ID"][own] * tables["scale_U"][user] / np.sqrt(len(own))
+            own_D = tables["user_UD"][user, :-1] - hop_ED.sum(axis=0)
+        else:
+            own = own[(tables["fold_ID"][own] != 0).any(axis=1)]
+            sum_D = tables["fold_ID"][own].sum(axis=0)
+            length = tables["fold_length"][0] * len(own) / (len(own) + HALF_AT)
+            hop_ED = tables["fold_ID"][own] * length / np.linalg.norm(sum_D)
+            own_D = np.zeros(len(sum_D))
+        part_E, own_term, bias = hop_ED @ item_D[:-1], own_D @ item_D[:-1], item_D[-1]
+        assert score == pytest.approx(part_E.sum() + own_term + bias, abs=2e-5), "history + own + bias"
+        share_E = part_E / (part_E[part_E > 0].sum() + max(own_term, 0.0) + max(bias, 0.0))
+        positive = np.sort(share_E[share_E > 0])[::-1][:at_most]
+        assert [reason["share"] for reason in because] == pytest.approx(positive, rel=1e-3, abs=1e-7)
+        share_of = dict(zip(own.tolist(), share_E, strict=True))
+        for reason in because:
+            assert reason["kind"] == ("liked" if tier == "graph" else "met")
+            assert reason["share"] == pytest.approx(share_of[item_of[reason["item_id"]]], rel=1e-3, abs=1e-7)
+
+
+def in_float64(served_path: str) -> dict[str, np.ndarray]:
+    return {name: table.double().numpy() for name, table in load_file(served_path).items()}
+
+
+def test_scores_and_shares_are_those_that_the_served_tables_give_in_float64(
+    recommendations: Recommendations, graph: Graph, fitted: Fitted
+) -> None:
+    rows = rows_of(recommendations).filter(pl.col("tier").is_in(["graph", "fold_in"]))
+    assert dict(rows.group_by("tier").len().rows()) == {"graph": 364, "fold_in": 20}
+    shares_again(graph, in_float64(fitted.served_path), rows)
+    assert rows["reasons"].list.len().mean() > 2.5
+
+
+def test_what_a_fit_exports_as_the_first_hop_is_no_items_own_row(fitted: Fitted) -> None:
+    """Or the test above would take the one for the other."""
+    tables = in_float64(fitted.served_path)
+    assert not np.allclose(tables["hop_ID"], tables["item_ID"][:, :-1], rtol=0.1)
+
+
+MANY = 100_000
+
+
+def test_a_hundred_thousand_likes_leave_a_whole_list_and_liking_everything_none(fitted: Fitted, tmp_path: Path) -> None:
+    """Of 100,004 items: 0 likes all but 4, 1 likes all, 2 likes two of them."""
+    likes = [np.arange(MANY), np.arange(MANY + 4), np.array([5, MANY + 1])]
+    user, item = np.repeat(np.arange(3), list(map(len, likes))), np.concatenate(likes)
+    seen = pl.DataFrame({"user_id": user, "item_id": item}).with_columns(
+        timestamp_us=pl.int_range(pl.len()) * 1_000_000, liked=pl.lit(True)
+    )
+    graph = build_graph_of(met_once(seen), tmp_path / "graph")
+    generator = torch.Generator().manual_seed(3)
+    hop_ID, item_ID = (torch.randn(MANY + 4, width, generator=generator) for width in (4, 5))
+    liked, scale_U = load_csr(graph.folder, "liked_all"), torch.rand(3, generator=generator)
+    own_UD = torch.randn(3, 4, generator=generator)
+    hops = [hop_ID.double().numpy()[liked.indices[slice(*liked.indptr[row : row + 2])]] for row in range(3)]
+    history_UD = torch.tensor(np.array([hop_ED.sum(axis=0) / np.sqrt(len(hop_ED)) for hop_ED in hops])).float()
+    tables = {
+        "user_UD": torch.cat([scale_U[:, None] * (own_UD + history_UD), torch.ones(3, 1)], dim=1),
+        "item_ID": item_ID,
+        "hop_ID": hop_ID,
+        "scale_U": scale_U,
+    }
+    save_file(tables, tmp_path / "served.safetensors")
+    (tmp_path / "lists").mkdir()
+    of_random_rows = replace(fitted, served_path=str(tmp_path / "served.safetensors"))
+    night = recommend_everyone(graph, of_random_rows, RecommendConfig(k=4, similar_items=0), tmp_path / "lists")
+    rows = rows_of(night)
+    assert dict(rows.group_by("user_id").len().rows()) == {0: 4, 2: 4}
+    assert set(rows.filter(pl.col("user_id") == 0)["item_id"]) == set(range(MANY, MANY + 4))
+    assert (night.people, night.users, night.short_by_reason) == (3, 2, {"seen": 1})
+    assert rows["tier"].to_list() == ["graph"] * 8
+    shares_again(graph, in_float64(of_random_rows.served_path), rows)
 
 
 def test_who_has_met_everything_gets_no_list_and_is_counted(

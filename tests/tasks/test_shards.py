@@ -527,18 +527,18 @@ def test_too_small_a_cap_says_the_least_that_is_enough(graph: Graph, fitted: Fit
         plan_memory(sources, settings(memory_mib=least - 1), threads=2)
 
 
-@pytest.mark.parametrize("memory_mib", [600, 1024, 2048, 8192])
+@pytest.mark.parametrize(("memory_mib", "is_enough"), [(600, False), (1024, False), (2048, True), (8192, True)])
 @pytest.mark.parametrize(("people", "items", "k"), [(1_000_000, 100_000, 20), (10_000, 1_000_000, 100)])
 def test_plans_keep_to_the_cap_and_cuts_do_not_follow_threads(
-    memory_mib: int, people: int, items: int, k: int, tmp_path: Path
+    memory_mib: int, is_enough: bool, people: int, items: int, k: int, tmp_path: Path
 ) -> None:
     sources = sources_of_size(tmp_path, people=people, items=items)
     whole = settings(k=k, users_per_shard=10_000_000, memory_mib=memory_mib)
-    try:
-        plans = [plan_memory(sources, whole, threads=threads) for threads in (1, 8)]
-    except RunConfigError:
-        assert memory_mib <= 1024 or items == 1_000_000
+    if not is_enough:
+        with pytest.raises(RunConfigError, match=rf"memory_mib is {memory_mib:,}, and 1,[23]\d\d is the least"):
+            plan_memory(sources, whole, threads=1)
         return
+    plans = [plan_memory(sources, whole, threads=threads) for threads in (1, 8)]
     assert all(plan.peak_bytes <= memory_mib * MIB for plan in plans)
     assert plans[0].users_per_shard == plans[1].users_per_shard
 
