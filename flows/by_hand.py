@@ -201,8 +201,7 @@ def night_settings(options: argparse.Namespace) -> "tuple[NightlyConfig, date | 
     if options.ranks:
         given["train"] = {"ranks": _whole_number("RANKS", options.ranks, example=2)}
     if options.k:
-        k = _whole_number("K", options.k, example=20)
-        given |= {"recommend": {"k": k}, "evaluate": {"k": k}}
+        given["recommend"] = {"k": _whole_number("K", options.k, example=20)}
     for group, field, value in map(_setting, options.set):
         given.setdefault(group, {})[field] = value
     try:

@@ -16,6 +16,7 @@ from tasks.ranks import Launch, Work, read_json, run_ranks
 from tasks.recommend.lists import Sources
 from tasks.recommend.memory import plan_memory
 from tasks.recommend.outputs import write_outputs
+from tasks.recommend.rules import left_to_anybody
 from tasks.recommend.shards import Counts, add_counts, drop_strangers, finished_shard
 from tasks.recommend.worker import Progress, Spec, write_shards
 from tasks.run import PROJECT_ROOT, WORK_VARIABLE, code_version, fingerprint_of
@@ -87,8 +88,15 @@ def recommend_everyone(
         spec.write(folder / "spec.json")
         _on_ranks(spec, ranks, on_progress)
     recommendations = _counted(spec, settings)
+    known = Tables(spec.sources.tables_folder, "", spec.sources.table_rows, {})
     outputs = write_outputs(
-        graph, fitted.served_path, settings, folder, block_bytes=spec.block_bytes, threads=os.cpu_count() or 1
+        graph,
+        fitted.served_path,
+        settings,
+        folder,
+        allowed_I=left_to_anybody(graph.folder, known, settings, date.fromisoformat(spec.sources.as_of)),
+        block_bytes=spec.block_bytes,
+        threads=os.cpu_count() or 1,
     )
     hashes = [recommendations.fingerprint, *(file.sha256 for output in outputs for file in output.files)]
     return replace(recommendations, outputs=outputs, fingerprint=fingerprint_of(hashes))

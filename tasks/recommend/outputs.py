@@ -27,6 +27,7 @@ from models.fold_in import fold_in, rows_to_fold_in
 from models.graph import Csr, load_csr
 from models.rivals import popularity
 from models.scorers import InnerProduct, rows_where, slices
+from models.selection import Allowed
 from models.topk import NO_ITEM, top_k
 from tasks.config import RecommendConfig
 from tasks.contracts import Graph, Output, OutputFile
@@ -41,9 +42,18 @@ log = logging.getLogger("nightgraph.recommend")
 
 
 def write_outputs(
-    graph: Graph, served_path: str, settings: RecommendConfig, folder: Path, *, block_bytes: int, threads: int
+    graph: Graph,
+    served_path: str,
+    settings: RecommendConfig,
+    folder: Path,
+    *,
+    allowed_I: npt.NDArray[np.bool_],
+    block_bytes: int,
+    threads: int,
 ) -> tuple[Output, ...]:
     """Those that the settings ask for, as files in `folder`. Raises OSError (ENOSPC) where the disk is full.
+
+    allowed_I: the items that the rules leave to anybody; no other is near one.
 
     At its peak it holds, beside ids and what top-K needs, the item table twice and one part of `block_bytes`.
     """
@@ -57,7 +67,8 @@ def write_outputs(
         log.info("looking for the %d nearest of each of %s items", settings.similar_items, f"{len(items):,}")
     with safe_open(served_path, framework="pt") as tables:
         if settings.similar_items:
-            nearest = NearestItems(tables.get_tensor("item_ID"), items, np.load(Path(graph.folder) / "item_rank.npy"))
+            item_rank_I = np.load(Path(graph.folder) / "item_rank.npy")
+            nearest = NearestItems(tables.get_tensor("item_ID"), items, item_rank_I, allowed_I)
             files = _write_similar(
                 nearest, item_ids, settings.similar_items, folder, block_bytes=block_bytes, threads=threads
             )
@@ -86,7 +97,13 @@ def _by_id(ids: pl.Series, has_row: npt.NDArray[np.bool_]) -> npt.NDArray[np.int
 class NearestItems:
     """Cosines of item vectors without their last number, which is the bias: what sells says nothing about likeness."""
 
-    def __init__(self, item_ID: Tensor, items: npt.NDArray[np.int64], item_rank_I: npt.NDArray[np.integer]) -> None:
+    def __init__(
+        self,
+        item_ID: Tensor,
+        items: npt.NDArray[np.int64],
+        item_rank_I: npt.NDArray[np.integer],
+        allowed_I: npt.NDArray[np.bool_],
+    ) -> None:
         """`items`: the rows that count, by id. One whose vector is all zeros has no direction, hence no neighbours."""
         unit_ID = item_ID[:, :-1].clone()
         length_I = np.empty(len(unit_ID))
@@ -100,6 +117,7 @@ class NearestItems:
         self.items = items[has_row_I[items]]
         self.scorer = InnerProduct(unit_ID, unit_ID, rows_where(has_row_I), has_row_I)
         self.item_rank_I = item_rank_I
+        self.allowed = Allowed(allowed_I[None], np.zeros(len(item_ID), dtype=np.int64))
         self.itself = Csr(np.arange(len(item_ID) + 1), np.arange(len(item_ID), dtype=np.int32))
 
     def of(
@@ -112,6 +130,7 @@ class NearestItems:
             k=k,
             excluded=self.itself,
             item_rank_I=self.item_rank_I,
+            allowed=self.allowed,
             block_bytes=block_bytes,
             threads=threads,
         ):

@@ -131,6 +131,12 @@ def read_people(graph_folder: str, tables: Tables) -> People:
     )
 
 
+def left_to_anybody(graph_folder: str, tables: Tables, settings: RecommendConfig, as_of: date) -> npt.NDArray[np.bool_]:
+    """(I,) the items that the rules of items allow to at least one group of people."""
+    rules = read_rules(graph_folder, tables, read_people(graph_folder, tables), settings, as_of)
+    return (rules.rule_GI == NONE).any(axis=0)
+
+
 def read_rules(graph_folder: str, tables: Tables, people: People, settings: RecommendConfig, as_of: date) -> Rules:
     """Raises NothingAllowed where nobody may get anything but for what they have met."""
     folder = Path(graph_folder)

@@ -217,7 +217,7 @@ def person_screen(person: Person, night: str) -> Group:
     gets.add_column("", justify="right", style="dim")
     gets.add_column("", ratio=1)
     gets.add_column("tier", style="cyan")
-    gets.add_column("why, and how much of it", ratio=1, style="dim")
+    gets.add_column("why, and its part of all that speaks for it", ratio=1, style="dim")
     for given in person.gets:
         gets.add_row(str(given.rank), _literal(given.title), given.tier, Group(*map(_because, given.reasons)))
     title = Text("user ").append(_literal(person.user_id)).append(f"  {night}", "dim")

@@ -324,7 +324,7 @@ def test_settings_arrive_as_what_they_are() -> None:
         "train.width=128",
     ]
     config, as_of = night_settings(parse([*arguments, "gate.override_reason=42"]))
-    assert (config.recommend.k, config.evaluate.k, config.train.ranks, as_of) == (7, 7, 2, date(2026, 11, 23))
+    assert (config.recommend.k, config.evaluate.k, config.train.ranks, as_of) == (7, 20, 2, date(2026, 11, 23))
     assert (config.ingest.like_threshold, config.graph.test_share, config.train.width) == (None, 0.2, 128)
     assert (config.gate.override, config.gate.override_reason) == ("none", "42")
 

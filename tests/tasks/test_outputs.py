@@ -88,7 +88,7 @@ def test_equal_cosines_stand_in_the_order_of_their_ids_whatever_the_vectors_leng
     vectors = torch.tensor([[1.0, 0.0, 9.0], [4.0, 0.0, 0.0], [0.5, 0.0, 5.0], [0.0, 2.0, 0.0], [0.0, 0.0, 7.0]])
     rank_of_id = np.array([3, 1, 2, 0, 4])  # by id: 3, 1, 2, 0, 4
     by_id = np.argsort(rank_of_id)
-    nearest = NearestItems(vectors, by_id, rank_of_id)
+    nearest = NearestItems(vectors, by_id, rank_of_id, np.ones(len(vectors), dtype=bool))
     assert nearest.items.tolist() == [3, 1, 2, 0], "what has only a bias has no direction"
     found = {
         int(item): (near.tolist(), scores.tolist())
@@ -161,7 +161,13 @@ def test_blocks_and_threads_change_no_byte_and_cutting_into_files_no_row(
         folder = tmp_path / str(number)
         folder.mkdir()
         again = outputs.write_outputs(
-            graph, fitted.served_path, EVERYTHING, folder, block_bytes=block_bytes, threads=threads
+            graph,
+            fitted.served_path,
+            EVERYTHING,
+            folder,
+            allowed_I=np.ones(graph.num_items, dtype=bool),
+            block_bytes=block_bytes,
+            threads=threads,
         )
         assert [f.sha256 for o in again for f in o.files] == [f.sha256 for o in night.outputs for f in o.files]
     monkeypatch.setattr(outputs, "ROWS_A_FILE", 50)

@@ -155,6 +155,19 @@ def test_what_is_not_available_goes_to_nobody_and_lists_stay_whole(
     assert set(rows.group_by("user_id").len().filter(pl.col("user_id") < "u038")["len"]) == {10}
 
 
+def test_what_goes_to_nobody_is_near_nothing_and_what_some_may_have_is(tables: MakeTables, night: Callable) -> None:
+    """Its own neighbours are published still: a page of something sold out says what is like it."""
+    available = dict.fromkeys(ITEMS[:50], True) | dict.fromkeys(ITEMS[50:], False)
+    told = tables(available=available, segments={"i000": ["vip"]}, segment={"u001": "vip"})
+    finished, _ = night(told)
+    (similar,) = finished.outputs
+    rows = pl.concat([pl.read_parquet(file.path) for file in similar.files])
+    assert not set(rows["similar_item_id"]) & set(ITEMS[50:])
+    assert "i000" in set(rows["similar_item_id"])
+    assert set(ITEMS[50:]) <= set(rows["item_id"])
+    assert set(rows.group_by("item_id").len()["len"]) == {10}
+
+
 def test_an_items_table_without_available_leaves_everything_available(tables: MakeTables, night: Callable) -> None:
     _, rows = night(tables(categories={"i001": ["x"]}))
     _, without = night(tables())
