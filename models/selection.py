@@ -5,8 +5,10 @@ All three give the same answer to the last bit; models/topk.py chooses. `Forbidd
 
 import threading
 import time
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ PARTS = 16  # of a block: what needs several numbers a score is done for so many
 NOTED = 256  # columns that may wait for their exact score, beside 2 K
 SPARE = 16  # torch's candidates beyond K; more make whole rows rarer and every row dearer
 ROWS_AT_ONCE = 512  # compiled: users of one product
+ITEMS_AT_ONCE = 8192  # compiled: items that are rounded at a time, in float64
 TILE_BYTES = 16 * 2**20  # compiled: of one product, at most; larger ones leave the cache before they are read
 
 
@@ -64,30 +67,48 @@ class Ranked:
     wished_BK: npt.NDArray[np.int32] | None
 
 
-class ByProduct:
+class Ranking:
+    """A way to one scorer's best items. `forbidden` may be changed for another, by which the items stand the same."""
+
+    forbidden: Forbidden
+
+    def ranked(self, users: npt.NDArray[np.int64], k: int, *, wishes: bool) -> Ranked:
+        """`wishes`: whether to add them."""
+        raise NotImplementedError
+
+    def under(self, forbidden: Forbidden) -> Self:
+        """The same items, not copied, where this is forbidden instead."""
+        other = copy(self)
+        other._forbid(forbidden)
+        return other
+
+    def _forbid(self, forbidden: Forbidden) -> None:
+        self.forbidden = forbidden
+
+
+class ByProduct(Ranking):
     """Compiled, for inner products: the product runs in 16 bits where that is faster, and never leaves the cache.
 
-    Memory beyond the tables: the items in 16 bits (or in another order), once for all threads, and for each thread
-    min(TILE_BYTES, tile_bytes), noted_bytes(K) and the lists.
+    Memory beyond the tables: the items in 16 or 32 bits, padded_width columns, once for all threads, and for each
+    thread min(TILE_BYTES, tile_bytes), noted_bytes(K) and the lists.
     """
 
     def __init__(self, scorer: InnerProduct, forbidden: Forbidden, *, tile_bytes: int) -> None:
-        self.scorer, self.forbidden = scorer, forbidden
+        self.scorer = scorer
         self.item_of_column = forbidden.by_rank[scorer.has_row_I[forbidden.by_rank]]
         self.column_of_item = np.full(len(forbidden.by_rank), -1, dtype=np.int64)
         self.column_of_item[self.item_of_column] = np.arange(len(self.item_of_column))
         self.dtype = torch.bfloat16 if half_is_faster(scorer.item_ID.shape[1]) else torch.float32
         self.columns_at_once = max(1, min(TILE_BYTES, tile_bytes) // (ROWS_AT_ONCE * self.dtype.itemsize))
-        if forbidden.ordered_by_row and len(self.item_of_column) == len(forbidden.by_rank):
-            item_CD = scorer.item_ID
-        else:
-            item_CD = scorer.item_ID[torch.from_numpy(self.item_of_column)]
-        self.twice = _column_that_rounds_worst(item_CD, self.dtype)
-        pieces = [self._rounded_items(piece) for piece in item_CD.split(65536) if len(piece)]
-        self.item_CD = torch.cat([piece for piece, _, _ in pieces]) if pieces else item_CD.to(self.dtype)
-        self.longest_item = max((longest for _, longest, _ in pieces), default=0.0)
-        self.furthest_item = max((furthest for _, _, furthest in pieces), default=0.0)
-        self.allowed_GC = forbidden.allowed_of(self.item_of_column)
+        self.twice = _column_that_rounds_worst(self._items(slice(None, None, self._every())), self.dtype)
+        width = padded_width(scorer.item_ID.shape[1] + (self.twice is not None))
+        self.item_CD = torch.empty(len(self.item_of_column), width, dtype=self.dtype)
+        self.longest_item = self.furthest_item = 0.0
+        for columns in slices(len(self.item_CD), ITEMS_AT_ONCE):
+            self.item_CD[columns], longest, furthest = self._rounded_items(self._items(columns))
+            self.longest_item = max(self.longest_item, longest)
+            self.furthest_item = max(self.furthest_item, furthest)
+        self._forbid(forbidden)
         self.of_thread = threading.local()
 
     def ranked(self, users: npt.NDArray[np.int64], k: int, *, wishes: bool) -> Ranked:
@@ -117,6 +138,16 @@ class ByProduct:
             _mask_groups(bits_Bc, columns.start, self.allowed_GC, self.forbidden.allowed, users)
             scan.collect(bits_Bc, columns.start, run, slack_B, *tables, best.found)
         return _ranked(best, wished, 16 if self.dtype.itemsize == 2 else 0, tables, opinion_B)
+
+    def _forbid(self, forbidden: Forbidden) -> None:
+        self.forbidden, self.allowed_GC = forbidden, forbidden.allowed_of(self.item_of_column)
+
+    def _items(self, columns: slice) -> Tensor:
+        return self.scorer.item_ID[torch.from_numpy(self.item_of_column[columns])]
+
+    def _every(self) -> int:
+        """One item of so many shows which column rounds worst."""
+        return max(1, len(self.item_of_column) // 4096)
 
     def _rounded_items(self, item_CD: Tensor) -> tuple[Tensor, float, float]:
         """The product's operand, its longest row, and the longest way that a row was moved by rounding.
@@ -164,14 +195,17 @@ class ByProduct:
         return (1.001 * slack_B).float().numpy()
 
 
-class ByScores:
+class ByScores(Ranking):
     """Compiled, for any scorer: its own values are the scores."""
 
     def __init__(self, scorer: Scorer, forbidden: Forbidden) -> None:
-        self.scorer, self.forbidden = scorer, forbidden
+        self.scorer = scorer
         self.column_of_item = np.empty(len(forbidden.by_rank), dtype=np.int64)
         self.column_of_item[forbidden.by_rank] = np.arange(len(forbidden.by_rank))
-        self.allowed_GC = forbidden.allowed_of(forbidden.by_rank)
+        self._forbid(forbidden)
+
+    def _forbid(self, forbidden: Forbidden) -> None:
+        self.forbidden, self.allowed_GC = forbidden, forbidden.allowed_of(forbidden.by_rank)
 
     def ranked(self, users: npt.NDArray[np.int64], k: int, *, wishes: bool) -> Ranked:
         score_BI = _in_rank_order(self.scorer(users), self.forbidden)
@@ -192,7 +226,7 @@ class ByScores:
         return _ranked(best, wished, 0, tables, np.ones(len(users), dtype=bool))
 
 
-class ByTorch:
+class ByTorch(Ranking):
     """torch alone, on whatever device the scores are."""
 
     def __init__(self, scorer: Scorer, forbidden: Forbidden) -> None:
@@ -230,7 +264,7 @@ class ByTorch:
         )
 
 
-class ByGroup:
+class ByGroup(Ranking):
     """From each group's items, sorted once: a list is the first K that the user may have."""
 
     def __init__(self, scorer: GroupScores, forbidden: Forbidden) -> None:
@@ -283,6 +317,11 @@ def _walk_groups(
                 continue
             found_BK[b, count] = item
             count += 1
+
+
+def padded_width(columns: int) -> int:
+    """Of the product's operands: whole vector registers."""
+    return columns + -columns % LANES
 
 
 def noted_bytes(k: int) -> int:
@@ -365,8 +404,7 @@ def _column_that_rounds_worst(item_CD: Tensor, dtype: torch.dtype) -> int | None
     """None where no column loses clearly more than the others."""
     if dtype == torch.float32 or len(item_CD) == 0:
         return None
-    sample_CD = item_CD[:: max(1, len(item_CD) // 4096)]
-    lost_D = (sample_CD - sample_CD.to(dtype).float()).square().mean(dim=0)
+    lost_D = (item_CD - item_CD.to(dtype).float()).square().mean(dim=0)
     worst = int(lost_D.argmax())
     return worst if lost_D[worst] > 4 * lost_D.median() else None
 

@@ -8,6 +8,7 @@ compared by their rank in id order, not by their row.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,12 +18,13 @@ import torch
 from models.compiled import AVAILABLE, compiled
 from models.graph import Csr
 from models.scorers import GroupScores, InnerProduct, Scorer
-from models.selection import NO_ITEM, Allowed, ByGroup, ByProduct, ByScores, ByTorch, Forbidden, Ranked
+from models.selection import NO_ITEM, Allowed, ByGroup, ByProduct, ByScores, ByTorch, Forbidden, Ranking
 
 BYTES_PER_SCORE = 12
 USERS_AT_ONCE = 8192  # of an inner product or a ready list: what a thread takes at a time
 BYTES_PER_PLACE = 128  # of a list, for those that a thread is at and the finished ones that wait
-RANKED_AT_ONCE = 2_000_000  # entries of rankings that stand in memory at a time
+RANKED_AT_ONCE = 500_000  # entries of rankings that a thread has in memory at a time, BYTES_PER_RANKED each
+BYTES_PER_RANKED = 64  # noted and ordered 24, as items 20, the parts and their whole 16
 DEEPER = 4  # times as many candidates where a cap used up those that there were
 
 
@@ -48,9 +50,6 @@ class Lists:
     wished_BK: npt.NDArray[np.int32]  # what the first tier with an opinion would give if nothing were forbidden
 
 
-Ranking = Callable[[npt.NDArray[np.int64], int, bool], Ranked]  # users, depth, whether to add the wishes
-
-
 def top_k(
     tiers: Sequence[Scorer],
     *,
@@ -68,37 +67,91 @@ def top_k(
 
     Where a tier has an opinion on fewer than K such items, the next tier's best fill the list; it is shorter than K
     only if they cannot either. Inner products are taken to a GPU where there is one. `block_bytes` is shared out
-    among the threads (none: as many as torch has): so much for products or scores, and so much again for lists.
+    among the threads (none: as many as torch has) where blocks run beside each other, and is one block's where they
+    do not: so much for products or scores, and so much again for lists.
     """
-    threads = max(1, torch.get_num_threads() if threads is None else threads)
-    tiers = [scorer.on_gpu_if_it_fits(block_bytes) if isinstance(scorer, InnerProduct) else scorer for scorer in tiers]
-    forbidden = Forbidden(excluded, allowed, np.argsort(item_rank_I, kind="stable"))
-    rankings = [ranking_of(scorer, forbidden, block_bytes // threads) for scorer in tiers]
-    lists_at_most = max(1, block_bytes // threads // (BYTES_PER_PLACE * max(1, k)))
-    at_most = min(-(-len(users) // threads), lists_at_most)
-    size = users_per_block(tiers, len(item_rank_I), block_bytes // threads, at_most)
-    blocks = [users[start : start + size] for start in range(0, len(users), size)]
-
-    def lists_of(block: npt.NDArray[np.int64]) -> Lists:
-        return _fill_in_turn(rankings, block, k, cap, wishes)
-
-    if threads == 1 or len(blocks) <= 1 or not all(_works_in_threads(scorer) for scorer in tiers):
-        yield from map(lists_of, blocks)
-    else:
-        yield from _in_threads(lists_of, blocks, threads)
+    top = TopK(
+        tiers,
+        k=k,
+        excluded=excluded,
+        item_rank_I=item_rank_I,
+        allowed=allowed,
+        cap=cap,
+        wishes=wishes,
+        block_bytes=block_bytes,
+        threads=threads,
+    )
+    return top.lists(users)
 
 
-def ranking_of(scorer: Scorer, forbidden: Forbidden, block_bytes: int) -> Ranking:
+class TopK:
+    """`top_k` for callers who come again: what is made of the items alone is made once, here.
+
+    Memory: the copies of items that models/selection.ByProduct keeps, each group's items in order, and the rules.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Scorer],
+        *,
+        k: int,
+        excluded: Csr,
+        item_rank_I: npt.NDArray[np.integer],
+        allowed: Allowed | None = None,
+        cap: CategoryCap | None = None,
+        wishes: bool = False,
+        block_bytes: int = 256 * 2**20,
+        threads: int | None = None,
+    ) -> None:
+        """Parameters are those of `top_k`."""
+        self.k, self.cap, self.wishes = k, cap, wishes
+        self.tiers = [
+            scorer.on_gpu_if_it_fits(block_bytes) if isinstance(scorer, InnerProduct) else scorer for scorer in tiers
+        ]
+        threads = max(1, torch.get_num_threads() if threads is None else threads)
+        # Others come one after another, each with torch's own threads: there is one block at a time.
+        self.threads = threads if not any(_writes_out_scores(scorer) for scorer in self.tiers) else 1
+        self.block_bytes = block_bytes // self.threads
+        self.by_rank = np.argsort(item_rank_I, kind="stable")
+        forbidden = Forbidden(excluded, allowed, self.by_rank)
+        products = sum(isinstance(scorer, InnerProduct) for scorer in self.tiers)  # a thread keeps a tile of each
+        tile_bytes = self.block_bytes // max(1, products)
+        self.rankings = [ranking_of(scorer, forbidden, tile_bytes) for scorer in self.tiers]
+
+    def without_rules(self, excluded: Csr) -> "TopK":
+        """The same scorers, from the same copies of the items, where nothing but `excluded` is forbidden."""
+        other = copy(self)
+        other.cap, other.wishes = None, False
+        forbidden = Forbidden(excluded, None, self.by_rank)
+        other.rankings = [ranking.under(forbidden) for ranking in self.rankings]
+        return other
+
+    def lists(self, users: npt.NDArray[np.int64]) -> Iterator[Lists]:
+        """Blocks of lists for `users`, in their order."""
+        lists_at_most = max(1, self.block_bytes // (BYTES_PER_PLACE * max(1, self.k)))
+        at_most = min(-(-len(users) // self.threads), lists_at_most)
+        size = users_per_block(self.tiers, len(self.by_rank), self.block_bytes, at_most)
+        blocks = [users[start : start + size] for start in range(0, len(users), size)]
+        if self.threads == 1 or len(blocks) <= 1:
+            yield from map(self._block, blocks)
+        else:
+            yield from _in_threads(self._block, blocks, self.threads)
+
+    def _block(self, users: npt.NDArray[np.int64]) -> Lists:
+        return _fill_in_turn(self.rankings, users, self.k, self.cap, self.wishes)
+
+
+def ranking_of(scorer: Scorer, forbidden: Forbidden, tile_bytes: int) -> Ranking:
     """The fastest way to this scorer's best items on this machine."""
     if isinstance(scorer, GroupScores):
-        by_group = ByGroup(scorer, forbidden)
-        return lambda users, k, wishes: by_group.ranked(users, k, wishes=wishes)
+        return ByGroup(scorer, forbidden)
     if isinstance(scorer, InnerProduct) and AVAILABLE and scorer.item_ID.device.type == "cpu":
-        by_product = ByProduct(scorer, forbidden, tile_bytes=block_bytes)
-        return lambda users, k, wishes: by_product.ranked(users, k, wishes=wishes)
-    compiled_way = AVAILABLE and not isinstance(scorer, InnerProduct)
-    by_scores = ByScores(scorer, forbidden) if compiled_way else ByTorch(scorer, forbidden)
-    return lambda users, k, wishes: by_scores.ranked(users, k, wishes=wishes)
+        return ByProduct(scorer, forbidden, tile_bytes=tile_bytes)
+    return (
+        ByScores(scorer, forbidden)
+        if AVAILABLE and not isinstance(scorer, InnerProduct)
+        else ByTorch(scorer, forbidden)
+    )
 
 
 def _writes_out_scores(scorer: Scorer) -> bool:
@@ -106,11 +159,6 @@ def _writes_out_scores(scorer: Scorer) -> bool:
     if isinstance(scorer, GroupScores):
         return False
     return not (isinstance(scorer, InnerProduct) and AVAILABLE and scorer.item_ID.device.type == "cpu")
-
-
-def _works_in_threads(scorer: Scorer) -> bool:
-    """Others use torch's own threads."""
-    return not _writes_out_scores(scorer)
 
 
 def users_per_block(tiers: Sequence[Scorer], num_items: int, block_bytes: int, at_most: int) -> int:
@@ -177,7 +225,7 @@ def _fill(
         for some in np.split(short, range(0, len(short), max(1, RANKED_AT_ONCE // depth))):
             if len(some) == 0:
                 continue
-            ranked = ranking(lists.users[some], depth, wishes)
+            ranked = ranking.ranked(lists.users[some], depth, wishes=wishes)
             if ranked.wished_BK is not None:
                 lists.wished_BK[some] = ranked.wished_BK[:, :k]
             found = (lists.item_BK, lists.score_BK, lists.tier_BK, some, tier, ranked.item_BK, ranked.score_BK)
@@ -192,7 +240,7 @@ def _wish(lists: Lists, ranking: Ranking) -> None:
     """For those on whom no earlier tier had an opinion."""
     without = np.flatnonzero((lists.wished_BK == NO_ITEM).all(axis=1))
     if len(without):
-        wished_BK = ranking(lists.users[without], lists.item_BK.shape[1], True).wished_BK
+        wished_BK = ranking.ranked(lists.users[without], lists.item_BK.shape[1], wishes=True).wished_BK
         assert wished_BK is not None
         lists.wished_BK[without] = wished_BK
 

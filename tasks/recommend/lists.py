@@ -20,7 +20,7 @@ from models.reasons import histories_of, reasons
 from models.recency import Likes, popular_in_groups, popular_of_everybody
 from models.scorers import InnerProduct, Scorer
 from models.selection import NO_ITEM
-from models.topk import Lists, top_k
+from models.topk import Lists, TopK
 from tasks.config import RecommendConfig
 from tasks.contracts import TIERS, Fitted, Graph, Tables
 from tasks.recommend.rows import KINDS, Why, counts_of, rows_of
@@ -117,39 +117,38 @@ class Everybody:
             self.popular = {SEGMENT: in_segments, **self.popular}
         of_popular = {tier: popular.scores for tier, popular in self.popular.items()}
         self.tiers: dict[int, Scorer] = {**self.products, **of_popular}
+        self._kept: tuple[tuple[int, int], TopK] | None = None
 
     def lists(self, start: int, stop: int, *, block_bytes: int, threads: int) -> Iterator[Listed]:
         """The people from start to before stop, block after block, in the order of their ids."""
         tier_at = np.array([*self.tiers, NO_ITEM], dtype=np.int8)
         would_be_NK = self._would_be(start, stop, block_bytes, threads) if self.rules.more_than_seen else None
-        for block in top_k(
-            list(self.tiers.values()),
-            users=np.arange(start, stop),
-            k=self.k,
-            excluded=self.rules.excluded,
-            item_rank_I=self.item_rank_I,
-            allowed=self.rules.allowed,
-            cap=self.rules.cap,
-            wishes=True,
-            block_bytes=block_bytes,
-            threads=threads,
-        ):
+        for block in self._top_k(block_bytes, threads).lists(np.arange(start, stop)):
             named = replace(block, tier_BK=tier_at[block.tier_BK])
             rows = rows_of(named, self._why(named, threads), self.people.user_ids, self.item_ids)
             would_be_BK = block.item_BK if would_be_NK is None else would_be_NK[block.users - start]
             yield Listed(rows, len(block.users), self._counts(named, would_be_BK))
 
+    def _top_k(self, block_bytes: int, threads: int) -> TopK:
+        """Made at the first shard and kept: it holds copies of the items."""
+        if self._kept is None or self._kept[0] != (block_bytes, threads):
+            made = TopK(
+                list(self.tiers.values()),
+                k=self.k,
+                excluded=self.rules.excluded,
+                item_rank_I=self.item_rank_I,
+                allowed=self.rules.allowed,
+                cap=self.rules.cap,
+                wishes=True,
+                block_bytes=block_bytes,
+                threads=threads,
+            )
+            self._kept = ((block_bytes, threads), made)
+        return self._kept[1]
+
     def _would_be(self, start: int, stop: int, block_bytes: int, threads: int) -> npt.NDArray[np.int32]:
         """(N, K) what these people would get if nothing but what they met were left out: what rules are counted by."""
-        blocks = top_k(
-            list(self.tiers.values()),
-            users=np.arange(start, stop),
-            k=self.k,
-            excluded=self.rules.seen,
-            item_rank_I=self.item_rank_I,
-            block_bytes=block_bytes,
-            threads=threads,
-        )
+        blocks = self._top_k(block_bytes, threads).without_rules(self.rules.seen).lists(np.arange(start, stop))
         return np.concatenate([block.item_BK for block in blocks])
 
     def _why(self, block: Lists, threads: int) -> Why:
