@@ -160,10 +160,10 @@ class RecommendConfig(_Settings):
     )
     memory_mib: int = Field(
         2048,
-        ge=512,
+        ge=640,
         le=1_048_576,
-        description="Memory of each process that recommends, in MiB at most. Shards and blocks are cut so that it is "
-        "kept.",
+        description="Memory of each process that recommends, in MiB at most, on top of what the night's own process "
+        "holds before. Shards and blocks are cut so that it is kept.",
     )
 
     seen_days: int | None = Field(

@@ -96,7 +96,7 @@ def recommend_everyone(
         folder,
         allowed_I=left_to_anybody(graph.folder, known, settings, date.fromisoformat(spec.sources.as_of)),
         block_bytes=spec.block_bytes,
-        threads=os.cpu_count() or 1,
+        threads=spec.threads,
     )
     hashes = [recommendations.fingerprint, *(file.sha256 for output in outputs for file in output.files)]
     return replace(recommendations, outputs=outputs, fingerprint=fingerprint_of(hashes))

@@ -1,6 +1,6 @@
 """How much memory a process of the recommend stage takes, and how shards and blocks are cut so that a cap is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,11 +8,12 @@ from safetensors import safe_open
 
 from models.fold_in import rows_to_fold_in
 from models.graph import load_csr
-from models.selection import noted_bytes
-from models.topk import BYTES_PER_SCORE
+from models.selection import noted_bytes, padded_width
+from models.topk import BYTES_PER_RANKED, BYTES_PER_SCORE, RANKED_AT_ONCE
 from tasks.config import RecommendConfig
 from tasks.errors import RunConfigError
 from tasks.recommend.lists import Sources
+from tasks.recommend.outputs import EMBEDDING_BYTES_A_GROUP, ROWS_A_FILE
 from tasks.recommend.shards import ROW_GROUP_ROWS
 
 MIB = 2**20
@@ -79,12 +80,13 @@ class Ids:
 def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) -> Memory:
     """peak = fixed + rows of a shard + block + threads, where
 
-    fixed    LIBRARIES_BYTES and WRITER_BYTES; the served tables, and the item table once more as the scan has it; what
-             people like and have met; ids COPIES_OF_IDS times; PERSON_BYTES and ITEM_BYTES each; what rules and
-             tiers need (_bytes_of_rules)
+    fixed    LIBRARIES_BYTES and WRITER_BYTES; the served tables, and the item table as the scan has it for each tier
+             that multiplies by it; what people like and have met; ids COPIES_OF_IDS times; PERSON_BYTES and ITEM_BYTES
+             each; what rules and tiers need (_bytes_of_rules). Or what write_outputs needs afterwards, if that is more
     shard    users x list length x bytes_per_row
     block    what is left, up to BLOCK_OF_THREAD_AT_MOST for each thread
-    threads  THREAD_BYTES each, and what the scan notes (models/selection.noted_bytes; later tiers ask for 2 K)
+    threads  THREAD_BYTES each, and what the scan notes (models/selection.noted_bytes; later tiers ask for 2 K), and the
+             deeper rankings that a cap on categories asks for
 
     How people are cut into shards follows the cap and the data alone, never threads or ranks: the same bytes on any
     machine. Raises RunConfigError where the cap is too small, with the least that is enough.
@@ -96,7 +98,7 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
         LIBRARIES_BYTES
         + WRITER_BYTES
         + Path(sources.served_path).stat().st_size
-        + _bytes_of_table(sources.served_path, "item_ID")
+        + _bytes_of_copies(sources)
         + sum(_bytes_of_arrays(graph, name) for name in ("liked_all", "liked_at", "seen_all"))
         + COPIES_OF_IDS * sources.num_people * user_ids.bytes_each
         + COPIES_OF_IDS * sources.num_items * item_ids.bytes_each
@@ -104,12 +106,13 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
         + ITEM_BYTES * sources.num_items
         + _bytes_of_rules(sources, settings)
     )
+    fixed = max(fixed, _fixed_bytes_of_outputs(sources, settings, user_ids, item_ids))  # one after the other
     user_bytes = list_length * bytes_per_row(user_ids, item_ids, settings.reasons)
     least_users = min(settings.users_per_shard, max(1, ROW_GROUP_ROWS // list_length), max(1, sources.num_people))
-    # A thread that writes scores out holds those of one user at least.
-    least_block = max(BLOCK_AT_LEAST, PARTS_OF_A_BLOCK * threads * BYTES_PER_SCORE * sources.num_items)
+    # Where scores are written out, one block at a time holds those of one user at least.
+    least_block = max(BLOCK_AT_LEAST, PARTS_OF_A_BLOCK * BYTES_PER_SCORE * sources.num_items)
     cap = settings.memory_mib * MIB
-    threads_bytes = threads * (THREAD_BYTES + noted_bytes(2 * list_length))
+    threads_bytes = threads * _bytes_of_thread(sources, settings, list_length)
     least = fixed + int(least_users * user_bytes / LARGEST_SHARD_SHARE) + least_block + threads_bytes
     if cap < least:
         raise RunConfigError(
@@ -141,19 +144,57 @@ def bytes_per_row(user_ids: Ids, item_ids: Ids, reasons: int) -> int:
     return row + row // 4
 
 
+def _bytes_of_copies(sources: Sources) -> int:
+    """The items as models/selection.ByProduct has them, in 32 bits, and which column is whose."""
+    products = 2 if sources.num_folded else 1
+    padded = padded_width(_columns(sources.served_path, "item_ID") + 1)
+    return products * sources.num_items * (4 * padded + 16)
+
+
+def _bytes_of_thread(sources: Sources, settings: RecommendConfig, list_length: int) -> int:
+    needed = THREAD_BYTES + noted_bytes(2 * list_length)
+    if settings.at_most_per_category is not None:
+        needed += BYTES_PER_RANKED * max(RANKED_AT_ONCE, sources.num_items)
+    return needed
+
+
+def _fixed_bytes_of_outputs(sources: Sources, settings: RecommendConfig, user_ids: Ids, item_ids: Ids) -> int:
+    """What outputs.write_outputs holds beside its block, after the lists have been let go."""
+    graph, items = Path(sources.graph_folder), _bytes_of_table(sources.served_path, "item_ID")
+    needed = LIBRARIES_BYTES + WRITER_BYTES + _bytes_of_arrays(graph, "liked_all") + items
+    needed += COPIES_OF_IDS * (sources.num_people * user_ids.bytes_each + sources.num_items * item_ids.bytes_each)
+    needed += PERSON_BYTES * sources.num_people + ITEM_BYTES * sources.num_items
+    needed += _bytes_of_rules(sources, settings)  # which items nobody may get
+    if settings.similar_items:
+        rows = min(sources.num_items * settings.similar_items, max(ROWS_A_FILE, settings.similar_items))
+        row = 2 * item_ids.bytes_each + 4 + 4
+        needed += items + _bytes_of_copies(replace(sources, num_folded=0)) + rows * (row + row // 4)
+    if settings.embeddings:
+        # The served tables are a map of the file: all of it stands in memory once it was read.
+        needed += Path(sources.served_path).stat().st_size + 4 * EMBEDDING_BYTES_A_GROUP
+        needed += _bytes_of_arrays(graph, "seen_all") + _bytes_of_folding(sources)
+    return needed
+
+
 def _bytes_of_rules(sources: Sources, settings: RecommendConfig) -> int:
     """And of tiers: what stands beside the model's tables, or stood there while it was read."""
     graph, tables = Path(sources.graph_folder), Path(sources.tables_folder)
     needed = BYTES_PER_GROUP_ITEM * (1 + sources.num_segments) * sources.num_items
     needed += sum(8 * (tables / f"{name}.parquet").stat().st_size for name in sources.table_rows)
-    needed += sources.num_folded * 3 * 4 * _columns(sources.served_path, "item_ID")  # rows while they are added up
-    if sources.num_folded:
-        rows = rows_to_fold_in(load_csr(graph, "liked_all"))
-        needed += 40 * int(load_csr(graph, "seen_all").counts()[rows].sum())
+    needed += _bytes_of_folding(sources)
     if settings.seen_days is not None:
         needed += 4 * _bytes_of_arrays(graph, "seen_at")
     if "blocked" in sources.table_rows:
         needed += 10 * _bytes_of_arrays(graph, "seen_all") + 80 * sources.table_rows["blocked"]
+    return needed
+
+
+def _bytes_of_folding(sources: Sources) -> int:
+    graph = Path(sources.graph_folder)
+    needed = sources.num_folded * 3 * 4 * _columns(sources.served_path, "item_ID")  # rows while they are added up
+    if sources.num_folded:
+        rows = rows_to_fold_in(load_csr(graph, "liked_all"))
+        needed += 40 * int(load_csr(graph, "seen_all").counts()[rows].sum())
     return needed
 
 

@@ -23,13 +23,15 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
+from models.selection import noted_bytes
+from models.topk import RANKED_AT_ONCE
 from tasks.config import RecommendConfig
 from tasks.contracts import Fitted, Graph, Recommendations
 from tasks.errors import DiskFull, ModelNotFinite, NightError, RanksLost, RunConfigError
 from tasks.recommend import everyone
 from tasks.recommend.everyone import recommend_everyone
 from tasks.recommend.lists import Sources
-from tasks.recommend.memory import MIB, plan_memory
+from tasks.recommend.memory import BYTES_PER_GROUP_ITEM, ITEM_BYTES, MIB, Memory, plan_memory
 from tasks.recommend.shards import ROW_GROUP_ROWS, cut_into_shards, row_group_rows, write_rows
 from tasks.recommend.task import in_words
 from tasks.recommend.worker import Progress, Spec, write_shards
@@ -541,6 +543,35 @@ def test_plans_keep_to_the_cap_and_cuts_do_not_follow_threads(
     plans = [plan_memory(sources, whole, threads=threads) for threads in (1, 8)]
     assert all(plan.peak_bytes <= memory_mib * MIB for plan in plans)
     assert plans[0].users_per_shard == plans[1].users_per_shard
+
+
+def test_the_memory_formula_counts_rules_copies_outputs_and_threads(tmp_path: Path) -> None:
+    people, items = 10_000, 200_000
+    sources = sources_of_size(tmp_path, people=people, items=items)
+    lists = settings(k=20, memory_mib=8192, similar_items=0)
+
+    def plan(threads: int = 1, num_segments: int = 0, **changes: Any) -> Memory:
+        of = replace(sources, num_segments=num_segments)
+        return plan_memory(of, lists.model_copy(update=changes), threads=threads)
+
+    (tmp_path / "twice").mkdir()
+    twice = plan_memory(sources_of_size(tmp_path / "twice", people=people, items=2 * items), lists, threads=1)
+    of_an_item = 65 * 4 + (72 * 4 + 16) + 3 * 8 + ITEM_BYTES + BYTES_PER_GROUP_ITEM  # the scan's copy is padded
+    assert twice.fixed_bytes - plan().fixed_bytes == pytest.approx(items * of_an_item, abs=1000)
+    assert plan(num_segments=3).fixed_bytes - plan().fixed_bytes == 3 * items * BYTES_PER_GROUP_ITEM
+    embedded = plan(similar_items=50, embeddings=True).fixed_bytes
+    assert embedded > plan(similar_items=50).fixed_bytes > plan().fixed_bytes
+    one, two = plan().threads_bytes, plan(threads=2).threads_bytes
+    assert two == 2 * one >= 2 * noted_bytes(40)
+    assert plan(at_most_per_category=2).threads_bytes - one == 64 * RANKED_AT_ONCE
+    assert plan().block_bytes * 4 <= plan().all_blocks_bytes, "products, lists, and twice reasons"
+
+    def least(threads: int) -> int:
+        with pytest.raises(RunConfigError) as refused:
+            plan(threads, memory_mib=1)
+        return int(re.findall(r"and ([\d,]+) is the least", str(refused.value))[0].replace(",", ""))
+
+    assert least(65) - least(1) == pytest.approx(64 * one / MIB, abs=1)
 
 
 def sources_of_size(folder: Path, *, people: int, items: int) -> Sources:
