@@ -541,12 +541,13 @@ def test_lists_under_any_rules_pass_the_gate_and_count_what_was_removed(
     finished, rows = night(told, **config)
     people = read_people(graph.folder, told)
     rules = read_rules(graph.folder, told, people, RecommendConfig(**config), AS_OF)  # type: ignore[arg-type]
-    free = Everybody(Sources.of(graph, fitted, RecommendConfig(k=12, popular_half_life_days=0), told, AS_OF))
+    without = Sources.of(graph, fitted, RecommendConfig(k=12, popular_half_life_days=0), told, AS_OF)
     nothing = Csr(np.zeros(len(people) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
-    allowed = free.rules.rule_GI * 0 - 1
     listed = set(rows.select("user_id", "item_id").rows())
     removed = dict.fromkeys(RULES, 0)
     for met in (nothing, rules.seen):
+        free = Everybody(without)
+        allowed = free.rules.rule_GI * 0 - 1
         free.rules = replace(free.rules, seen=met, blocked=nothing, excluded=met, rule_GI=allowed)
         would_be = pl.concat([b.rows for b in free.lists(0, len(people), block_bytes=2**26, threads=1)])
         if met is nothing:
