@@ -161,10 +161,9 @@ class Evaluation:
     users_by_history: dict[str, int]
     tiers: tuple[TierScore, ...] = ()
 
-    @property
-    def fold_in_not_above_popular(self) -> tuple[TierScore, ...]:
-        """What a night says aloud."""
-        return tuple(score for score in self.tiers if score.tier == "fold_in" and not score.beats_popular)
+    def not_above_popular(self, tier: str) -> tuple[TierScore, ...]:
+        """What a night says aloud of a tier that the model scores, graph or fold_in."""
+        return tuple(score for score in self.tiers if score.tier == tier and not score.beats_popular)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import logging
 
 from prefect import task
 
-from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Tables, Verdict
+from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Tables, TierScore, Verdict
 from tasks.errors import is_worth_a_retry
 from tasks.evaluate.allowed import read_known, read_segments
 from tasks.evaluate.gate import judge_night, refuse_unless_passed
@@ -48,23 +48,30 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluat
                 score.recall.mean,
                 score.ndcg.mean,
             )
-    warn_of_fold_in(evaluation)
+    warn_of_tiers(evaluation)
     return evaluation
 
 
-def warn_of_fold_in(evaluation: Evaluation) -> None:
-    """Nobody is refused their list for it; but whoever runs the night should know."""
-    words = [
-        f"{'no like' if score.events == 'met' else '1 event' if score.events == '1' else f'{score.events} events'} "
-        f"({score.recall_over_popular.low:+.4f} to {score.recall_over_popular.high:+.4f}, {score.num_users:,} people)"
-        for score in evaluation.fold_in_not_above_popular
-    ]
-    if words:
-        log.warning(
-            "fold_in does not beat popular beyond noise, in recall@%d on validation, for people with %s",
-            evaluation.k,
-            "; ".join(words),
-        )
+def warn_of_tiers(evaluation: Evaluation) -> None:
+    """Where a tier that the model scores is worth nothing beside the popular list that is served.
+
+    Nobody is refused their list for it, and the gate holds against popularity; but whoever runs the night should know.
+    """
+    for tier in ("graph", "fold_in"):
+        failing = "; ".join(_whom_in_words(score) for score in evaluation.not_above_popular(tier))
+        if failing:
+            log.warning(
+                "%s does not beat popular beyond noise, in recall@%d on validation, for people with %s",
+                tier,
+                evaluation.k,
+                failing,
+            )
+
+
+def _whom_in_words(score: TierScore) -> str:
+    events = {"": "likes", "met": "no like", "1": "1 event"}.get(score.events, f"{score.events} events")
+    over = score.recall_over_popular
+    return f"{events} ({over.low:+.4f} to {over.high:+.4f}, {score.num_users:,} people)"
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)

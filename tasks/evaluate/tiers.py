@@ -4,11 +4,11 @@ Popular is the list that is served, made of the train likes: recent ones count m
 table and the gate stay beside popularity, which counts all likes alike.
 
 graph    everybody with likes in the train part
-fold_in  the same people as if they had no row: their row is made of their train likes alone (models/fold_in.py). By how
-         many likes; where fewer than PEOPLE_AT_LEAST have so many, people with more stand in, of whose likes only so
-         many are used, drawn at random. The judged fit has seen their likes, hence its items' embeddings a little of
-         them; `make bench-fold-in` measures people whom it has not. And `met`: people who really have no row, by what
-         they had met.
+fold_in  what the method is worth: the same people as if they had no row; it is made of their train likes alone
+         (models/fold_in.py). By how many likes; where fewer than PEOPLE_AT_LEAST have so many, people with more stand
+         in, of whose likes only so many are used, drawn at random. The judged fit has seen their likes, hence its
+         items' embeddings a little of them; `make bench-fold-in` measures people whom it has not. And `met`, whom a
+         night really serves by it: people without a like, hence without a row, by what they had met.
 segment  everybody whose segment has likes in the train part: what is popular in it. By tonight's segments: who was in
          which at the cut, no table says
 popular  everybody who had met nothing

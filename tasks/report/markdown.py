@@ -129,7 +129,7 @@ def _metrics(night: Night) -> str:
 
 
 def tiers_in_words(evaluation: Evaluation) -> str:
-    """What each tier is worth beside popular for the same people, and where fold-in is worth nothing."""
+    """What each tier is worth beside popular for the same people, and where the model's are worth nothing."""
     if not evaluation.tiers:
         return ""
     lines = [
@@ -139,19 +139,29 @@ def tiers_in_words(evaluation: Evaluation) -> str:
         for score in evaluation.tiers
     ]
     header = "| tier, events | users | shortened | recall (95 %) | over popular | ndcg | over popular |"
-    failing = ", ".join(score.events for score in evaluation.fold_in_not_above_popular)
-    says = (
-        f"**fold_in does not beat popular beyond noise for people with these events: {failing}.**"
-        if failing
-        else "fold_in beats popular for people with any number of events measured."
-    )
     return (
-        "\n\n### Tiers on validation\n\nfold_in: people taken as if they had no row, by how many likes it is made of; "
-        "shortened are those with more likes, of whom only so many were used; met are people without a like. segment: "
-        "everybody whose segment has likes. Popular is the list as served, where recent likes count more; the models "
-        "above and the gate stand beside popularity, which counts all likes alike.\n\n"
-        f"{header}\n|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{says}"
+        "\n\n### Tiers on validation\n\nfold_in: a night serves by it whom `met` is about, people with events and not "
+        "one like; the served fit is trained on all likes, so nobody else is without a row. The rows by number of "
+        "events show what the method is worth: people with a row, taken as if they had none, by how many likes it is "
+        "made of; shortened are those with more likes, of whom only so many were used. segment: everybody whose "
+        "segment has likes. Popular is the list as served, where recent likes count more; the models above and the "
+        "gate stand beside popularity, which counts all likes alike.\n\n"
+        f"{header}\n|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{_beside_popular(evaluation)}"
     )
+
+
+def _beside_popular(evaluation: Evaluation) -> str:
+    sentences = []
+    for tier, whom in (("graph", "people with likes"), ("fold_in", "people with any number of events measured")):
+        failing = evaluation.not_above_popular(tier)
+        if tier == "graph" and failing:
+            sentences.append("**graph does not beat popular beyond noise.**")
+        elif failing:
+            events = ", ".join(score.events for score in failing)
+            sentences.append(f"**fold_in does not beat popular beyond noise for people with these events: {events}.**")
+        elif any(score.tier == tier for score in evaluation.tiers):
+            sentences.append(f"{tier} beats popular for {whom}.")
+    return " ".join(sentences)
 
 
 def _bold_if_ours(model: str) -> str:

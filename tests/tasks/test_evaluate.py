@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from models.graph import Csr, interactions_by_user, load_csr, save_arrays
 from tasks.config import EvaluateConfig, NightlyConfig, RecommendConfig
-from tasks.contracts import Evaluation, Fitted, Graph, ModelScore, Run, Tables, TierScore
+from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore, Run, Tables, TierScore
 from tasks.evaluate.allowed import read_segments
 from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
-from tasks.evaluate.task import evaluate, warn_of_fold_in
+from tasks.evaluate.task import evaluate, warn_of_tiers
 from tasks.evaluate.tiers import _shortened
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids
@@ -286,9 +286,9 @@ def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
     path = tmp_path / "judged.safetensors"
     save_file(tables, path)
     evaluation = evaluate_fit(graph, replace(fitted, judged_path=str(path)), SETTINGS, block_bytes=BLOCK_BYTES)
-    failing = [tier.events for tier in evaluation.fold_in_not_above_popular]
+    failing = [tier.events for tier in evaluation.not_above_popular("fold_in")]
     assert "5-9" in failing
-    warn_of_fold_in(evaluation)
+    warn_of_tiers(evaluation)
     (said,) = caplog.messages
     assert said.startswith("fold_in does not beat popular beyond noise, in recall@10 on validation, for people with ")
     assert said.count(" people)") == len(failing)
@@ -298,13 +298,29 @@ def test_a_night_whose_fold_in_does_not_beat_popularity_says_so(
     assert "| fold_in, 5-9 | " in words
 
 
-def test_a_night_whose_fold_in_beats_popularity_warns_of_nothing(
+def test_a_night_whose_graph_does_not_beat_the_popular_list_says_so(
+    evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interval that touches nothing is noise."""
+    level = Measured(0.01, 0.0, 0.02)
+    tiers = (replace(evaluation.tiers[0], num_users=1234, recall_over_popular=level),)
+    told = replace(evaluation, tiers=tiers)
+    assert tiers[0].tier == "graph"
+    warn_of_tiers(told)
+    assert caplog.messages == [
+        "graph does not beat popular beyond noise, in recall@10 on validation, for people with likes "
+        "(+0.0000 to +0.0200, 1,234 people)"
+    ]
+    assert tiers_in_words(told).endswith("\n\n**graph does not beat popular beyond noise.**")
+
+
+def test_a_night_whose_tiers_beat_the_popular_list_warns_of_nothing(
     evaluation: Evaluation, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = replace(evaluation, tiers=tuple(tier for tier in evaluation.tiers if tier.beats_popular))
-    warn_of_fold_in(good)
+    warn_of_tiers(good)
     assert not caplog.text
-    assert "fold_in beats popular for" in tiers_in_words(good)
+    assert "graph beats popular for people with likes. fold_in beats popular for" in tiers_in_words(good)
     assert tiers_in_words(replace(evaluation, tiers=())) == ""
 
 
