@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from tasks.store import Store
 
 LIKES_SHOWN = 20
-MICROSECONDS = 1_000_000
 
 
 def main(arguments: list[str]) -> int:
@@ -52,9 +50,9 @@ def _show(options: argparse.Namespace, console: Console) -> None:
     night = open_latest(store.uri)
     user_id = _id_of(options.user, night)
     own = night.for_user(user_id)
-    likes, titles, missing = _likes_and_titles(store, night, own)
     if own.is_empty():
-        raise _nobody(night, likes, user_id)
+        raise _nobody(store, night, user_id)
+    likes, titles, missing = _likes_and_titles(store, night, own)
     person = person_of(user_id, likes, own, titles, liked_shown=LIKES_SHOWN, gets_shown=len(own))
     manifest = night.manifest
     show(console, person_screen(person, f"night of {manifest.as_of}, version {manifest.version}"))
@@ -91,8 +89,7 @@ def _likes_and_titles(
     missing = []
     likes, titles = own.lazy().select("user_id", "item_id", timestamp_us=pl.lit(0)).clear(), None
     try:
-        ingest = night.manifest.config.get("ingest")
-        likes = scan_likes(store, ingest.get("like_threshold") if isinstance(ingest, dict) else None)
+        likes = scan_likes(store, _like_threshold(night))
     except NightError as error:
         missing.append(f"What people liked cannot be read: {error}")
     try:
@@ -102,30 +99,22 @@ def _likes_and_titles(
     return likes, titles, missing
 
 
-def _nobody(night: "LatestNight", likes: "pl.LazyFrame", user_id: int | str) -> Exception:
-    """Why there is no list, as far as their likes tell, and what to do."""
-    import polars as pl
-
+def _nobody(store: "Store", night: "LatestNight", user_id: int | str) -> Exception:
     from tasks.errors import UserNotFound
+    from tasks.ingest.opening import traces_of
+    from tasks.report.people import why_no_list
 
     manifest = night.manifest
-    when_us = likes.filter(pl.col("user_id") == user_id).select("timestamp_us").collect()["timestamp_us"]
-    began = datetime.combine(manifest.as_of, datetime.min.time(), UTC)
-    found = f"the night of {manifest.as_of}, version {manifest.version}, has no list for user {user_id}"
-    if when_us.is_empty():
-        return UserNotFound(
-            f"{found}: they like nothing in the events of {night.store.uri}, and stand in no users table. It has lists "
-            f"for {manifest.users:,} people. Check the id; ids are opaque, so that 42, 042 and a trailing blank differ "
-            "where they are text."
-        )
-    if when_us.min() >= began.timestamp() * MICROSECONDS:  # type: ignore[operator]
-        return UserNotFound(
-            f"{found}: all of their {len(when_us):,} likes came on that day or later. The next night knows them."
-        )
+    why = why_no_list(traces_of(store, user_id, manifest.as_of, _like_threshold(night)))
     return UserNotFound(
-        f"{found}: they are known by {len(when_us):,} likes, and what they have met and the rules leave nothing to "
-        "recommend. The report counts such people; new items, or milder rules, help them."
+        f"the night of {manifest.as_of}, version {manifest.version}, of {store.uri} has lists for {manifest.users:,} "
+        f"people, and no list for user {user_id}: {why}"
     )
+
+
+def _like_threshold(night: "LatestNight") -> float | None:
+    ingest = night.manifest.config.get("ingest")
+    return ingest.get("like_threshold") if isinstance(ingest, dict) else None
 
 
 if __name__ == "__main__":

@@ -196,6 +196,17 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Traces:
+    """What a store holds of one person now, which may be more than a night saw."""
+
+    before: int  # valid events before the night's date
+    likes: int  # of them
+    later: int  # valid events on that date or after it
+    quarantined: int
+    in_users: bool  # the users table lists them
+
+
+@dataclass(frozen=True)
 class Recommendations:
     folder: str
     parts: tuple[Part, ...]

@@ -12,10 +12,10 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from tasks.config import NightlyConfig
-from tasks.contracts import Run
+from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
-from tasks.ingest.events import scan_events
+from tasks.ingest.events import first_broken, midnight_us, naming_read_errors, rules, scan_events
 from tasks.ingest.inspection import (
     input_fingerprint,
     inspect_files,
@@ -24,7 +24,7 @@ from tasks.ingest.inspection import (
     pinned_while_reading,
     table_of,
 )
-from tasks.ingest.tables import inspect_tables
+from tasks.ingest.tables import inspect_tables, is_listed
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 
@@ -130,3 +130,30 @@ def scan_likes(store: Store, like_threshold: float | None) -> pl.LazyFrame:
     schema = inspect_files(store, pin_inputs(store), like_threshold)
     events = scan_events(schema, like_threshold=like_threshold)
     return events.filter("liked").select("user_id", "item_id", "timestamp_us")
+
+
+def traces_of(store: Store, user_id: int | str, as_of: date, like_threshold: float | None) -> Traces:
+    """What the store has of one person now: their events, by the night's rules and date, and the users table.
+
+    An id of another kind than the events' is nobody's. Raises what the files of events and users do in a night.
+    """
+    schema = inspect_files(store, pin_inputs(store), like_threshold)
+    users = [pinned for pinned in pin_tables(store) if table_of(pinned.key) == "users"]
+    tables = inspect_tables(store, users, schema)
+    if isinstance(user_id, str) != (schema.user_id == pl.String):
+        return Traces(before=0, likes=0, later=0, quarantined=0, in_users=False)
+    valid = first_broken(rules(schema, as_of=None)).is_null()
+    before = valid & (pl.col("timestamp_us") < midnight_us(as_of))
+    with naming_read_errors(schema.files):
+        counts = (
+            scan_events(schema, like_threshold=like_threshold)
+            .filter(pl.col("user_id") == user_id)
+            .select(
+                before=before.sum(),
+                likes=(before & pl.col("liked")).sum(),
+                later=(valid & ~before).sum(),
+                quarantined=(~valid).sum(),
+            )
+            .collect(engine="streaming")
+        )
+    return Traces(**counts.row(0, named=True), in_users=is_listed(tables, user_id))

@@ -134,6 +134,13 @@ def digest_tables(tables: TableFiles, seen_path: str, folder: Path) -> Tables:
     )
 
 
+def is_listed(tables: TableFiles, user_id: int | str) -> bool:
+    """Whether the users table has this id, in the form that the events have it. Raises InputCorrupt."""
+    files = tables.files.get("users", ())
+    with naming_read_errors(files):
+        return bool(files) and user_id in _users(files, tables, _Counted())["user_id"]
+
+
 def no_tables(folder: Path) -> Tables:
     """What a store without tables says: nothing."""
     return Tables(str(folder), fingerprint_of({}), {}, {})

@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from tasks.contracts import Traces
+
 GETS_SHOWN = 6
 LIKED_SHOWN = 12  # a recommended item takes two lines, its reason being the second
 
@@ -79,6 +81,32 @@ def person_of(
             Given(rank, title_of[item], tier, [_reason(reason, title_of) for reason in row])
             for rank, item, tier, row in zip(gets["rank"], gets["item_id"], gets["tier"], reasons, strict=True)
         ],
+    )
+
+
+def why_no_list(traces: Traces) -> str:
+    """Why a night has no list for whoever left these traces, as far as they tell, and what to do."""
+    if traces.before:
+        return (
+            f"they have {traces.before:,} events before that day, {traces.likes:,} of them likes. Either these came in "
+            "after the night ran, and the next one knows them, or what they have met and the rules leave nothing to "
+            "recommend. The report counts such people; new items, or milder rules, help them."
+        )
+    if traces.in_users:
+        return (
+            "they have no event before that day, and users/ lists them. Either it has done so since the night ran, and "
+            "the next one knows them, or the rules leave nothing to recommend."
+        )
+    if traces.later:
+        return f"all of their {traces.later:,} events came on that day or later. The next night knows them."
+    if traces.quarantined:
+        return (
+            f"all of their {traces.quarantined:,} events are quarantined, so that nothing is known of them. The report "
+            "says by which rule rows are."
+        )
+    return (
+        "no event there is theirs, and no users table lists them. Check the id; ids are opaque, so that 42, 042 and a "
+        "trailing blank differ where they are text."
     )
 
 

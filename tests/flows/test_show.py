@@ -19,15 +19,18 @@ AS_OF = datetime(2026, 11, 23, tzinfo=UTC)  # of make_night, which has lists for
 
 @pytest.fixture
 def store(make_night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
-    """1 likes three things, 7 came after the night, 8 has met everything before it; "item 1/0" has a title."""
+    """1 likes three things; 7 came after the night, 8 and 9 met something before it, 10 never at a moment. "item
+    1/0" has a title."""
     store = tmp_path / "store"
     make_night(str(store)).publish()
     night = int(AS_OF.timestamp())
     rows = [(1, f"item {n}", 5.0, night - 1000 + n) for n in (1, 2, 3)]
     rows += [(1, "item 4", 1.0, night - 1), (7, "item 1", 5.0, night), (8, "item 1", 5.0, night - 5)]
+    rows += [(9, "item 1", 1.0, night - 5), (10, "item 1", 5.0, None)]
     events = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
     for folder, frame in (
         ("events", events),
+        ("users", pl.DataFrame({"user_id": [9, 11, 1]})),
         ("items", pl.DataFrame({"item_id": ["item 1/0", "item 3"], "title": ["The Night Train", "Third"]})),
     ):
         (store / folder).mkdir()
@@ -52,14 +55,24 @@ def test_likes_and_list_stand_there_with_titles_tiers_and_reasons(store, capsys)
 
 def test_whoever_is_not_there_is_named_kindly_with_the_reason(store, capsys):
     for user, words in {
-        "99": "has no list for user 99: they like nothing in the events",
-        "7": "has no list for user 7: all of their 1 likes came on that day or later. The next night knows them.",
-        "8": "what they have met and the rules leave nothing to recommend",
+        "99": "no list for user 99: no event there is theirs, and no users table lists them. Check the id",
+        "7": "no list for user 7: all of their 1 events came on that day or later. The next night knows them.",
+        "8": "they have 1 events before that day, 1 of them likes.",
+        "9": "they have 1 events before that day, 0 of them likes.",
+        "10": "all of their 1 events are quarantined",
+        "11": "they have no event before that day, and users/ lists them.",
     }.items():
         code, text = shown(capsys, "--user", user, "--store", store)
         assert code == 1
         assert "UserNotFound" in text
         assert words in text
+
+
+def test_who_has_no_list_and_no_events_to_say_why_hears_what_is_wrong_with_them(store, capsys):
+    (Path(store) / "events/all.parquet").write_bytes(b"no Parquet")
+    code, text = shown(capsys, "--user", "99", "--store", store)
+    assert code == 1
+    assert "InputCorrupt" in text
 
 
 def test_who_asks_for_nobody_gets_an_example_and_who_asks_for_text_is_told_the_kind(store, capsys):
