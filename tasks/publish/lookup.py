@@ -1,7 +1,8 @@
-"""One id's rows out of a sorted table of many Parquet files, by reading one row group and a few footers.
+"""One id's rows out of a sorted table of many Parquet files, by reading a row group or two and a few footers.
 
 Files are sorted by the id, and ids of a later file sort behind those of an earlier one: a bisection over the files'
-smallest ids, which stand in their footers, finds the one file; the statistics of its row groups find the group.
+smallest ids, which stand in their footers, finds the one file; the statistics of its row groups find the group, or the
+two neighbours that the rows lie across.
 """
 
 from collections.abc import Iterator

@@ -32,7 +32,9 @@ class LatestNight:
         return pl.scan_parquet(list(self.files), hive_partitioning=False)
 
     def for_user(self, user_id: int | str) -> pl.DataFrame:
-        """Their list by rank, or no rows for somebody the night did not know. Reads one row group.
+        """Their list by rank, or no rows for somebody the night did not know.
+
+        Reads one row group, or two neighbours where lists are short and theirs lies across a border.
 
         Raises TypeError for a number where ids are text, or text where they are numbers.
         """
@@ -47,7 +49,7 @@ class LatestNight:
         return pl.scan_parquet([self.store.uri_of(part.key) for part in parts], hive_partitioning=False)
 
     def similar_to(self, item_id: int | str) -> pl.DataFrame:
-        """The items most like this one by rank, or no rows for an item that nobody had liked. Reads one row group.
+        """The items most like this one by rank, or no rows for an item that nobody had liked. Reads as `for_user` does.
 
         Raises ObjectNotFound where the night has no similar_items, TypeError as `for_user` does.
         """
