@@ -48,6 +48,7 @@ from tasks.recommend.shards import Shard, write_rows, write_shard
 
 THREADS = 2
 ROUNDS = 5
+PARTS = ("speed", "lists")
 PRODUCTS = 200  # of one timing of the bare rate
 ALONE = Ranks(0, 1, torch.device("cpu"))
 GAP = 1e-5  # scores nearer than this may stand in either order: float32 cannot tell them apart
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
@@ -78,14 +80,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         served = train(liked, num_items, Path(scratch))
         trained = Case(served["user_UD"], served["item_ID"], liked)
-        figures, table = speed(trained, options.rounds)
-        figures |= floor(trained, table["trained d 64"]["ours"])
-        figures |= growth(liked.num_rows, num_items, options.rounds)
-        figures |= exactness(trained)
-        figures |= reasons_cost(served, liked, options.rounds)
-        figures |= writing(served, liked, Path(scratch), options.rounds)
-    versions = {"implicit": implicit.__version__, "faiss": faiss.__version__, "torch": torch.__version__}
-    merge_results("topk", "speed", figures, {"seconds": table, "versions": versions, "path": path_that_ran(64)})
+        if "speed" in options.only:
+            figures, table = speed(trained, options.rounds)
+            figures |= floor(trained, table["trained d 64"]["ours"])
+            figures |= growth(liked.num_rows, num_items, options.rounds)
+            figures |= exactness(trained)
+            versions = {"implicit": implicit.__version__, "faiss": faiss.__version__, "torch": torch.__version__}
+            details = {"seconds": table, "versions": versions, "path": path_that_ran(64)}
+            merge_results("topk", "speed", figures, details)
+        if "lists" in options.only:
+            figures = reasons_cost(served, liked, options.rounds)
+            figures |= writing(served, liked, Path(scratch), options.rounds)
+            merge_results("topk", "lists", figures, {})
 
 
 def path_that_ran(width: int) -> str:
