@@ -113,5 +113,43 @@ def test_the_benchmark_page_has_the_figures_of_its_run_and_no_placeholder() -> N
                 assert f"{score['recall']['mean']:.4f}".lstrip("0") in page, score["model"]
 
 
+CONTESTANTS = {
+    "ours": "**Nightgraph**",
+    "ours, 32 bits": "Nightgraph on a CPU that is no faster in 16 bits",
+    "ours, torch path": "Nightgraph without numba",
+    "faiss": "faiss, flat inner product (cannot leave out what they like)",
+    "implicit": "implicit, `recommend`",
+    "torch": "torch, product, mask and topk by hand",
+    "bare product, numpy": "the product alone, numpy",
+    "bare product, torch": "the product alone, torch",
+}
+
+
+def topk_rows() -> list[str]:
+    """The top-K table as the benchmark wrote its seconds; `python tests/test_readme.py` prints it."""
+    report = json.loads((PROJECT_ROOT / "benchmarks/results/topk.json").read_text())
+    seconds = report["parts"]["speed"]["details"]["seconds"]
+    trained, random = seconds["trained d 64"], seconds["random d 64"]
+    rows = ["| | trained tables | times ours | random tables | times ours |", "|---|---:|---:|---:|---:|"]
+    for name in sorted(trained, key=lambda name: trained[name]):
+        rows.append(
+            f"| {CONTESTANTS[name]} | {trained[name]:.2f} s | {trained[name] / trained['ours']:.1f} "
+            f"| {random[name]:.2f} s | {random[name] / random['ours']:.1f} |"
+        )
+    return rows
+
+
+def test_the_readmes_topk_table_is_what_the_benchmark_measured() -> None:
+    listed = README.split("<!-- topk:start -->")[1].split("<!-- topk:end -->")[0].strip().splitlines()
+    assert listed == topk_rows()
+
+
+def test_the_benchmark_page_has_every_figure_of_topk_as_it_was_written() -> None:
+    page = (PROJECT_ROOT / "benchmarks/README.md").read_text()
+    figures = json.loads((PROJECT_ROOT / "benchmarks/results/topk.json").read_text())["figures"]
+    listed = page.split("<!-- topk:start -->")[1].split("<!-- topk:end -->")[0].strip().splitlines()
+    assert listed == [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
+
+
 if __name__ == "__main__":
-    print("\n".join([*settings_rows(), "", *training_rows()]))
+    print("\n".join([*settings_rows(), "", *training_rows(), "", *topk_rows()]))
