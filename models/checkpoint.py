@@ -33,9 +33,9 @@ def save_checkpoint(folder: Path, fit: str, identity: str, checkpoint: Checkpoin
     aside = tensors_path.with_suffix(".tmp")
     save_file({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, aside)
     body = {"identity": identity, "epoch": checkpoint.epoch, "tensors": file_sha256(aside), "state": checkpoint.state}
-    _flush_and_rename(aside, tensors_path)
+    flush_and_rename(aside, tensors_path)
     aside.write_text(json.dumps({"body": body, "seal": _seal(body)}, indent=1))
-    _flush_and_rename(aside, tensors_path.with_suffix(".json"))
+    flush_and_rename(aside, tensors_path.with_suffix(".json"))
     _drop_outdated(folder, fit, identity)
 
 
@@ -100,12 +100,13 @@ def write_sealed(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
     seal = file_sha256(aside)
     path.with_suffix(".sha256").unlink(missing_ok=True)
-    _flush_and_rename(aside, path)
+    flush_and_rename(aside, path)
     aside.write_text(seal)
-    _flush_and_rename(aside, path.with_suffix(".sha256"))
+    flush_and_rename(aside, path.with_suffix(".sha256"))
 
 
-def _flush_and_rename(aside: Path, path: Path) -> None:
+def flush_and_rename(aside: Path, path: Path) -> None:
+    """On disk for good before it stands under its name, and the name too."""
     with open(aside, "rb+") as stream:
         os.fsync(stream.fileno())
     os.replace(aside, path)

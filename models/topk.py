@@ -145,7 +145,8 @@ def ranking_of(scorer: Scorer, forbidden: Forbidden, tile_bytes: int) -> Ranking
     """The fastest way to this scorer's best items on this machine."""
     if isinstance(scorer, GroupScores):
         return ByGroup(scorer, forbidden)
-    if isinstance(scorer, InnerProduct) and AVAILABLE and scorer.item_ID.device.type == "cpu":
+    if not _writes_out_scores(scorer):
+        assert isinstance(scorer, InnerProduct)
         return ByProduct(scorer, forbidden, tile_bytes=tile_bytes)
     return (
         ByScores(scorer, forbidden)

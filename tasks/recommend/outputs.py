@@ -28,7 +28,7 @@ from models.graph import Csr, load_csr
 from models.rivals import popularity
 from models.scorers import InnerProduct, rows_where, slices
 from models.selection import Allowed
-from models.topk import NO_ITEM, top_k
+from models.topk import NO_ITEM, TopK
 from tasks.config import RecommendConfig
 from tasks.contracts import Graph, Output, OutputFile
 from tasks.recommend.shards import write_rows
@@ -120,39 +120,36 @@ class NearestItems:
         self.allowed = Allowed(allowed_I[None], np.zeros(len(item_ID), dtype=np.int64))
         self.itself = Csr(np.arange(len(item_ID) + 1), np.arange(len(item_ID), dtype=np.int32))
 
-    def of(
-        self, items: npt.NDArray[np.int64], k: int, *, block_bytes: int, threads: int
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-        """(items, K nearest of each, their cosines), block after block; NO_ITEM where there are fewer others."""
-        for block in top_k(
+    def top(self, k: int, *, block_bytes: int, threads: int) -> TopK:
+        """Its lists are the K nearest of each item asked for, with their cosines; NO_ITEM where there are fewer."""
+        return TopK(
             [self.scorer],
-            users=items,
             k=k,
             excluded=self.itself,
             item_rank_I=self.item_rank_I,
             allowed=self.allowed,
             block_bytes=block_bytes,
             threads=threads,
-        ):
-            yield block.users, block.item_BK, block.score_BK
+        )
 
 
 def _write_similar(
     nearest: NearestItems, ids: pl.Series, k: int, folder: Path, *, block_bytes: int, threads: int
 ) -> tuple[OutputFile, ...]:
     k = max(1, min(k, len(ids) - 1))
+    top = nearest.top(k, block_bytes=block_bytes, threads=threads)
     files = []
     for number, items in enumerate(_cut(nearest.items, max(1, ROWS_A_FILE // k))):
         frames = []
-        for item_B, near_BK, score_BK in nearest.of(items, k, block_bytes=block_bytes, threads=threads):
-            line, column = np.nonzero(near_BK != NO_ITEM)
+        for block in top.lists(items):
+            line, column = np.nonzero(block.item_BK != NO_ITEM)
             frames.append(
                 pl.DataFrame(
                     {
-                        "item_id": ids.gather(item_B[line]),
+                        "item_id": ids.gather(block.users[line]),
                         "rank": pl.Series((column + 1).astype(np.int32), dtype=pl.Int32),
-                        "similar_item_id": ids.gather(near_BK[line, column]),
-                        "score": pl.Series(score_BK[line, column], dtype=pl.Float32),
+                        "similar_item_id": ids.gather(block.item_BK[line, column]),
+                        "score": pl.Series(block.score_BK[line, column], dtype=pl.Float32),
                     }
                 )
             )

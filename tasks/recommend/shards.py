@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 import polars as pl
 
+from models.checkpoint import flush_and_rename
 from tasks.contracts import Part
 from tasks.run import file_sha256
 
@@ -105,12 +105,12 @@ def write_shard(
             sha256=file_sha256(aside),
             counts=counts,
         )
-        _flush_and_rename(aside, part)
+        flush_and_rename(aside, part)
     sidecar, aside = folder / f"{shard.name}.json", folder / f"{shard.name}.json.tmp"
     with _gone_if_it_fails(aside):
         body = asdict(sealed)
         aside.write_text(json.dumps({"body": body, "seal": _seal(body)}, indent=1))
-        _flush_and_rename(aside, sidecar)
+        flush_and_rename(aside, sidecar)
     return sealed
 
 
@@ -134,17 +134,6 @@ def _gone_if_it_fails(aside: Path) -> Iterator[None]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-
-
-def _flush_and_rename(aside: Path, path: Path) -> None:
-    with open(aside, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _seal(body: dict[str, Any]) -> str:

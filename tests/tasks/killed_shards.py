@@ -21,7 +21,7 @@ STEPS = ("rows", "sidecar", "sealed")
 
 def write_until(spec: worker.Spec, boundary: tuple[int, str] | None) -> None:
     """In a process of its own. Whatever is computed is noted before anything can happen to it."""
-    rename, lists = frame._flush_and_rename, worker.Everybody.lists
+    rename, lists = frame.flush_and_rename, worker.Everybody.lists
 
     def die_at(shard: int, step: str) -> None:
         if boundary == (shard, step):
@@ -39,7 +39,7 @@ def write_until(spec: worker.Spec, boundary: tuple[int, str] | None) -> None:
             note.write(f"{start // spec.users_per_shard}\n")
         return lists(self, start, stop, **rest)  # type: ignore[arg-type]
 
-    frame._flush_and_rename = rename_or_die
+    frame.flush_and_rename = rename_or_die
     worker.Everybody.lists = noted  # type: ignore[method-assign, assignment]
     worker.write_shards(spec)
 

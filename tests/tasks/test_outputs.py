@@ -92,8 +92,8 @@ def test_equal_cosines_stand_in_the_order_of_their_ids_whatever_the_vectors_leng
     assert nearest.items.tolist() == [3, 1, 2, 0], "what has only a bias has no direction"
     found = {
         int(item): (near.tolist(), scores.tolist())
-        for items, near_BK, score_BK in nearest.of(nearest.items, 4, block_bytes=2**20, threads=1)
-        for item, near, scores in zip(items, near_BK, score_BK, strict=True)
+        for block in nearest.top(4, block_bytes=2**20, threads=1).lists(nearest.items)
+        for item, near, scores in zip(block.users, block.item_BK, block.score_BK, strict=True)
     }
     assert found[0][0] == [1, 2, 3, -1]
     assert found[0][1][:3] == [1.0, 1.0, 0.0]
