@@ -112,7 +112,8 @@ def test_make_hands_on_the_very_id_that_was_typed_and_never_the_shells_own_user(
         ["sh", "-c", command],
         cwd=PROJECT_ROOT,
         # The tests run under make themselves: its own variables would make this one speak of directories.
-        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))} | {"USER": "root"},
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        | {"USER": "root"},
         capture_output=True,
         text=True,
         check=True,
