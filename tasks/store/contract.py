@@ -12,11 +12,15 @@ from tasks.errors import (
     ObjectChanged,
     ObjectExists,
     RunConfigError,
+    StoreDenied,
     StoreUnsafe,
 )
 
 # Not one random key a probe: a fixed one is never deleted, so the job's role needs no right to delete.
 PROBE_KEY = "_meta/probe"
+# What may be removed is what nights made of events: not the team's events and tables, and nothing of the logs below
+# _meta/, by which everybody knows what there is.
+REMOVABLE = ("recs/", "outputs/", "models/", "days/", "quarantine/", "registry/")
 NO_SUCH_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -56,6 +60,13 @@ class Store(Protocol):
     def compare_and_swap(self, key: str, data: bytes, *, etag: str) -> str:
         """Replace exactly the version `etag`. Returns the new ETag. Raises ObjectChanged, ObjectNotFound."""
 
+    def remove(self, key: str, *, etag: str | None) -> None:
+        """Gone for good, older versions that a bucket keeps included; what is gone already is fine.
+
+        `etag` is the version that is meant; None: whatever is there. For forgetting and retention, never for a night.
+        Raises StoreDenied for a key that does not lie below REMOVABLE, ObjectChanged where another version is there.
+        """
+
     def probe(self) -> None:
         """Raises StoreNotFound, StoreDenied, StoreUnavailable, or StoreUnsafe if a condition is ignored."""
 
@@ -65,6 +76,15 @@ def checked_key(key: str) -> str:
     if not key or any(name in ("", ".", "..") for name in names) or re.search(r"[\x00-\x1f\x7f]", key):
         raise RunConfigError(
             f"{key!r} is no key of a store: it must be relative, without empty names, '.', '..' or control characters."
+        )
+    return key
+
+
+def removable(key: str) -> str:
+    if not checked_key(key).startswith(REMOVABLE):
+        raise StoreDenied(
+            f"{key!r} is not ours to remove: only what nights made is, below {', '.join(REMOVABLE)}. Nothing was "
+            "removed. Events and tables belong to whoever writes them, and the logs below _meta/ stay."
         )
     return key
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from tasks.errors import (
     StoreUnavailable,
     StoreUnsafe,
 )
-from tasks.store.contract import Listing, StoredObject, ask_for_both_promises, checked_folder, checked_key
+from tasks.store.contract import Listing, StoredObject, ask_for_both_promises, checked_folder, checked_key, removable
 
 OURS = ".nightgraph-"  # unfinished writes and the lock; list() does not show them
 # Readers take these for wildcards, escapes or the end of the path, each reader others.
@@ -111,6 +111,18 @@ class LocalStore:
             os.replace(unfinished, path)
             _sync_folder(path.parent)
         return new
+
+    def remove(self, key: str, *, etag: str | None) -> None:
+        """A reader that has the file open keeps what it reads."""
+        path = self._path(removable(key))
+        with self._named_errors(key), self._lock(), suppress(FileNotFoundError):
+            if etag is not None:
+                with open(path, "rb", opener=_open_regular) as stream:
+                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+                if found != etag:
+                    raise ObjectChanged(f"{self.uri_of(key)} is another version than the one that was meant.")
+            path.unlink()
+            _sync_folder(path.parent)
 
     def probe(self) -> None:
         ask_for_both_promises(self)

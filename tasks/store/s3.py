@@ -1,10 +1,12 @@
 """A store in a bucket: every request and its condition by name, and every answer by one of our names."""
 
+import builtins
 import io
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -25,7 +27,7 @@ from tasks.errors import (
     StoreUnsafe,
     UploadCorrupt,
 )
-from tasks.store.contract import Listing, StoredObject, ask_for_both_promises, checked_folder, checked_key
+from tasks.store.contract import Listing, StoredObject, ask_for_both_promises, checked_folder, checked_key, removable
 
 SDK_TRIES = 4  # of 3 s to connect and a few seconds between: an unreachable store is known in under 20 s
 ATTEMPTS = 5  # where the SDK does not repeat by itself
@@ -120,6 +122,28 @@ class S3Store:
 
     def compare_and_swap(self, key: str, data: bytes, *, etag: str) -> str:
         return str(self._ask("put_object", key, Key=self._key(key), Body=data, IfMatch=etag)["ETag"])
+
+    def remove(self, key: str, *, etag: str | None) -> None:
+        """Version by version: a plain DELETE would only cover the bytes up in a bucket that keeps versions."""
+        name = self._key(removable(key))
+        versions = self._versions(key, name)
+        if etag is not None and any(one["IsLatest"] and one.get("ETag", etag) != etag for one in versions):
+            raise ObjectChanged(f"{self.uri}/{key} is another version than the one that was meant. Nothing was removed.")
+        for one in versions:
+            with suppress(ObjectNotFound):
+                self._ask("delete_object", key, Key=name, VersionId=one["VersionId"])
+
+    def _versions(self, key: str, name: str) -> builtins.list[dict[str, Any]]:
+        """Of exactly this key, delete markers too; one called "null" in a bucket without versions."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while True:
+            page = self._ask("list_object_versions", key, Prefix=name, **more)
+            listed = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            found.extend(one for one in listed if one["Key"] == name)
+            if not page["IsTruncated"] or page["NextKeyMarker"] > name:
+                return found
+            more = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
 
     def probe(self) -> None:
         ask_for_both_promises(self)

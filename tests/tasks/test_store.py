@@ -79,6 +79,60 @@ def test_a_listing_is_sorted_deep_fresh_and_inside_the_folder_only(store_uri):
     assert abs(datetime.now(UTC) - listing[0].modified_at) < timedelta(minutes=5)
 
 
+def test_what_was_removed_is_gone_and_removing_it_again_is_fine(store_uri):
+    store = open_store(store_uri)
+    etag = store.put_once("recs/a", b"x")
+    store.put_once("recs/a.b", b"y")
+    for _ in range(2):
+        store.remove("recs/a", etag=etag)
+    store.remove("recs/nowhere/c", etag=None)
+    with pytest.raises(ObjectNotFound):
+        store.read("recs/a")
+    assert store.read("recs/a.b")[0] == b"y", "a longer name is another object"
+
+
+def test_only_the_version_that_is_meant_is_removed(store_uri):
+    store = open_store(store_uri)
+    old = store.put_once("days/a", b"old")
+    new = store.compare_and_swap("days/a", b"new", etag=old)
+    with pytest.raises(ObjectChanged):
+        store.remove("days/a", etag=old)
+    assert store.read("days/a") == (b"new", new)
+    store.remove("days/a", etag=new)
+    assert store.list("") == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["events/a", "users/a", "items/a", "blocked/a", "segments/a", "_meta/LATEST.json", "_meta/commits/x", "recs", "a"],
+)
+def test_what_is_not_ours_is_never_removed(store_uri, key):
+    store = open_store(store_uri)
+    store.put_once(key, b"theirs")
+    with pytest.raises(StoreDenied, match="not ours to remove"):
+        store.remove(key, etag=None)
+    with pytest.raises(RunConfigError):
+        store.remove(f"recs/../{key}", etag=None)
+    assert store.read(key)[0] == b"theirs"
+
+
+def test_a_bucket_that_keeps_versions_keeps_none_of_what_was_removed(s3_store):
+    store = open_store(s3_store)
+    ask(store, "put_bucket_versioning", VersioningConfiguration={"Status": "Enabled"})
+    etag = store.put_once("recs/a", b"first")
+    etag = store.compare_and_swap("recs/a", b"second", etag=etag)
+    store.put_once("recs/ab", b"another")
+    ask(store, "delete_object", Key="some/prefix/recs/a")  # covered up, as somebody by hand would
+    store.remove("recs/a", etag=etag)
+    left = ask(store, "list_object_versions")
+    assert [one["Key"] for one in left["Versions"]] == ["some/prefix/recs/ab"]
+    assert left.get("DeleteMarkers", []) == []
+
+
+def ask(store, operation, **parameters):
+    return store._ask(operation, "", **parameters)
+
+
 def test_more_than_one_page_of_a_listing_arrives(s3_store):
     store = open_store(s3_store)
     for number in range(5):
