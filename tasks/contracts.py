@@ -260,6 +260,15 @@ class Published:
 
 
 @dataclass(frozen=True)
+class RewrittenNights:
+    """Kept nights after somebody was forgotten. Nights that did not hold them have no new version."""
+
+    nights: tuple[date, ...]
+    rows: int  # left out, of lists and of what stands beside them
+    failed: dict[str, str]  # what could not be rewritten or looked into -> why; everything else was
+
+
+@dataclass(frozen=True)
 class StageCost:
     """What a stage took. Kept beside its Ref, not in it: the same night has the same Refs, never the same seconds."""
 

@@ -41,6 +41,14 @@ def find_commit(store: Store, as_of: date) -> Manifest | None:
     return manifest
 
 
+def dates_with_a_commit(store: Store) -> list[date]:
+    """In their order."""
+    keys = [
+        re.fullmatch(r"_meta/commits/(\d{4}-\d{2}-\d{2})/v\d{8}\.json", one.key) for one in store.list("_meta/commits")
+    ]
+    return sorted({date.fromisoformat(key[1]) for key in keys if key})
+
+
 def _newest_commit(store: Store, known: Manifest) -> Manifest:
     """The newest (date, version) of the log, which is `known` or later. Keys sort as dates and versions do."""
     keys = [stored.key for stored in store.list("_meta/commits")]

@@ -95,7 +95,7 @@ class Manifest(_Written):
     attempt: str
     run_key: str  # equal keys: the same date, inputs, settings and code
     reason: str
-    created_at: datetime
+    created_at: datetime  # of the night, also where somebody has been left out since
     store: str
     input: InputSummary
     code_version: str
@@ -110,6 +110,7 @@ class Manifest(_Written):
     rows_by_tier: dict[str, int]
     files: tuple[str, ...]  # complete URIs of the lists, for readers
     parts: tuple[PublishedPart, ...]
+    rewritten_at: datetime | None = None  # where reason is "forgotten": the same night without people who asked for it
     outputs: dict[str, PublishedOutput] = {}  # beside the lists, by name; nights before output format 2 have none
 
     def to_json(self) -> bytes:

@@ -143,7 +143,7 @@ def _columns_of_lists(recommendations: Recommendations) -> tuple[Column, ...]:
 def _upload_lists(store: Store, run: Run, recommendations: Recommendations, attempt: str) -> tuple[PublishedPart, ...]:
     """Every part under a key of this attempt alone, then read back in full."""
     parts = tuple(
-        _upload(
+        upload(
             store,
             Path(part.path),
             PublishedPart(
@@ -165,7 +165,7 @@ def _upload_outputs(
 ) -> Iterator[tuple[Output, tuple[PublishedFile, ...]]]:
     for output in recommendations.outputs:
         files = tuple(
-            _upload(
+            upload(
                 store,
                 Path(file.path),
                 PublishedFile(
@@ -181,7 +181,8 @@ def _upload_outputs(
         yield output, files
 
 
-def _upload(store: Store, source: Path, target: FileT) -> FileT:
+def upload(store: Store, source: Path, target: FileT) -> FileT:
+    """Raises UploadCorrupt where what the store returns is not what was to be written."""
     try:
         store.put_once(target.key, source)
     except ObjectExists:

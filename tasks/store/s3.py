@@ -128,7 +128,7 @@ class S3Store:
         name = self._key(removable(key))
         versions = self._versions(key, name)
         if etag is not None and any(one["IsLatest"] and one.get("ETag", etag) != etag for one in versions):
-            raise ObjectChanged(f"{self.uri}/{key} is another version than the one that was meant. Nothing was removed.")
+            raise ObjectChanged(f"{self.uri}/{key} is another version than the one that was meant. It was not touched.")
         for one in versions:
             with suppress(ObjectNotFound):
                 self._ask("delete_object", key, Key=name, VersionId=one["VersionId"])

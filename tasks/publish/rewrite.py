@@ -1,0 +1,225 @@
+"""Leave people out of every night that is kept: a new version of its date without their rows, and LATEST moved on.
+
+A commit is written once and stays; what it names does not. The newest version of a date is the one that is read and
+that a rollback lands on, so it is the one that must be clean: its files that hold somebody are written again under a
+new attempt, and the others are named as they are. Whatever else below FOLDERS holds somebody (the files just replaced,
+older versions of a date, attempts that were never published) is due for removal (tasks/due.py).
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+import pyarrow as pa
+
+from tasks import due
+from tasks.contracts import LATEST_KEY, RewrittenNights
+from tasks.errors import ManifestInvalid, ObjectNotFound, PublishConflict, UploadCorrupt
+from tasks.publish.commit_log import advance_latest, commit, dates_with_a_commit, find_commit
+from tasks.publish.manifest import (
+    Manifest,
+    PublishedFile,
+    PublishedOutput,
+    output_key,
+    parse_manifest,
+    part_key,
+)
+from tasks.publish.night import upload
+from tasks.publish.reader import BLOCK_BYTES
+from tasks.run import file_sha256
+from tasks.store import Store, StoredObject
+from tasks.without import IsForgotten, holds, write_without
+
+FOLDERS = ("recs", "outputs")
+FileT = TypeVar("FileT", bound=PublishedFile)
+
+log = logging.getLogger("nightgraph.forget")
+
+
+def rewrite_nights(store: Store, is_forgotten: IsForgotten, *, now: datetime, scratch: Path) -> RewrittenNights:
+    """Every date's newest version without them. What cannot be rewritten is named in `failed`, and the rest is done.
+
+    Writes only, and removes nothing. `scratch` is an empty folder. Raises the Store* errors, and ManifestInvalid where
+    LATEST is damaged.
+    """
+    nights: list[date] = []
+    failed: dict[str, str] = {}
+    rows = 0
+    for as_of in dates_with_a_commit(store):
+        try:
+            left_out = _rewrite_date(store, as_of, is_forgotten, now=now, scratch=scratch)
+        except (ManifestInvalid, UploadCorrupt, ObjectNotFound) as error:
+            failed[f"the night of {as_of}"] = f"{type(error).__name__}: {error}"
+            continue
+        if left_out:
+            nights.append(as_of)
+            rows += left_out
+    if (live := _latest(store)) and (newest := find_commit(store, live.as_of)):
+        advance_latest(store, newest)
+    replaced = _replaced(store, is_forgotten, failed)
+    due.write_down(store, replaced)
+    return RewrittenNights(tuple(nights), rows, failed)
+
+
+def files_in_use(store: Store) -> frozenset[str]:
+    """Keys that the newest version of some date names, or LATEST. Raises ManifestInvalid."""
+    newest = [find_commit(store, as_of) for as_of in dates_with_a_commit(store)]
+    return frozenset(file.key for manifest in (*newest, _latest(store)) if manifest for file in _files(manifest))
+
+
+def _files(manifest: Manifest) -> list[PublishedFile]:
+    return [*manifest.parts, *(file for output in manifest.outputs.values() for file in output.parts)]
+
+
+def _latest(store: Store) -> Manifest | None:
+    try:
+        return parse_manifest(store.read(LATEST_KEY)[0], store.uri_of(LATEST_KEY))
+    except ObjectNotFound:
+        return None
+
+
+def _rewrite_date(store: Store, as_of: date, is_forgotten: IsForgotten, *, now: datetime, scratch: Path) -> int:
+    """Rows left out: 0 where nobody of them is in there, or nothing of the night is kept any more."""
+    while True:
+        standing = find_commit(store, as_of)
+        assert standing is not None
+        if not any(_is_there(store, file) for file in _files(standing)):
+            return 0
+        attempt = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        rewriting = _Rewriting(store, standing, attempt, is_forgotten, scratch)
+        manifest = rewriting.new_version(now)
+        if not rewriting.rows:
+            return 0
+        try:
+            commit(store, manifest, force=True)
+        except PublishConflict:
+            log.info("%s: another version was published meanwhile, looking at that one", as_of)
+            continue
+        log.info("%s: version %d without %d rows of people to forget", as_of, manifest.version, rewriting.rows)
+        return rewriting.rows
+
+
+def _is_there(store: Store, file: PublishedFile) -> bool:
+    try:
+        store.open(file.key).close()
+    except ObjectNotFound:
+        return False
+    return True
+
+
+@dataclass
+class _Rewriting:
+    """One date's newest version on its way to the next."""
+
+    store: Store
+    standing: Manifest
+    attempt: str
+    is_forgotten: IsForgotten
+    scratch: Path
+    rows: int = 0  # left out so far, of lists and outputs together
+
+    def new_version(self, now: datetime) -> Manifest:
+        parts = []
+        by_tier = dict(self.standing.rows_by_tier)
+        for number, part in enumerate(self.standing.parts):
+            kept, left_out = self._without(part, part_key(self.standing.as_of, self.attempt, number))
+            parts.append(kept.model_copy(update={"users": part.users - left_out["user_id"].n_unique()}))
+            for tier, count in left_out["tier"].value_counts().iter_rows() if len(left_out) else ():
+                by_tier[tier] -= count
+        return self.standing.model_copy(
+            update={
+                "version": self.standing.version + 1,
+                "base_version": self.standing.version,
+                "attempt": self.attempt,
+                "reason": "forgotten",
+                "rewritten_at": now,
+                "store": self.store.uri,
+                "rows": sum(part.rows for part in parts),
+                "users": sum(part.users for part in parts),
+                "rows_by_tier": by_tier,
+                "files": tuple(self.store.uri_of(part.key) for part in parts),
+                "parts": tuple(parts),
+                "outputs": {name: self._output(name, output) for name, output in self.standing.outputs.items()},
+            }
+        )
+
+    def _output(self, name: str, output: PublishedOutput) -> PublishedOutput:
+        parts = output.parts
+        if "user_id" in {column.name for column in output.output_schema}:
+            keys = [output_key(name, self.standing.as_of, self.attempt, number) for number in range(len(parts))]
+            parts = tuple(self._without(part, key)[0] for part, key in zip(parts, keys, strict=True))
+        files = tuple(self.store.uri_of(part.key) for part in parts)
+        return output.model_copy(update={"parts": parts, "files": files, "rows": sum(part.rows for part in parts)})
+
+    def _without(self, file: FileT, key: str) -> tuple[FileT, pl.DataFrame]:
+        """The file as it is where it holds nobody of them, else what was written under `key`; and the rows left out."""
+        with _naming_damage(self.store, file.key), self.store.open(file.key) as stream:
+            if not holds(stream, "user_id", self.is_forgotten):
+                return file, pl.DataFrame({"user_id": []})
+        source, target = self.scratch / "as-it-was.parquet", self.scratch / "without.parquet"
+        _download(self.store, file, source)
+        left_out = write_without(source, target, "user_id", self.is_forgotten)
+        written = file.model_copy(
+            update={
+                "key": key,
+                "bytes": target.stat().st_size,
+                "sha256": file_sha256(target),
+                "rows": file.rows - len(left_out),
+            }
+        )
+        upload(self.store, target, written)
+        self.rows += len(left_out)
+        source.unlink()
+        target.unlink()
+        return written, left_out
+
+
+def _download(store: Store, file: PublishedFile, path: Path) -> None:
+    """Raises UploadCorrupt: what is damaged must not come out as whole, under a hash of its own."""
+    digest = hashlib.sha256()
+    with store.open(file.key) as stream, open(path, "wb") as target:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != file.sha256:
+        raise _damaged(store, file.key, "it has another SHA-256 than it was written with")
+
+
+def _replaced(store: Store, is_forgotten: IsForgotten, failed: dict[str, str]) -> list[StoredObject]:
+    """What holds somebody and is not in use: nobody is led there who does not read it already."""
+    in_use = files_in_use(store)
+    replaced = []
+    for stored in (found for folder in FOLDERS for found in store.list(folder)):
+        if stored.key in in_use or not stored.key.endswith(".parquet"):
+            continue
+        try:
+            with _naming_damage(store, stored.key), store.open(stored.key) as stream:
+                if holds(stream, "user_id", is_forgotten):
+                    replaced.append(stored)
+        except (UploadCorrupt, ObjectNotFound) as error:
+            failed[stored.key] = f"{type(error).__name__}: {error}"
+    return replaced
+
+
+@contextmanager
+def _naming_damage(store: Store, key: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the machine's word, not that of who decodes
+            raise
+        raise _damaged(store, key, "it cannot be read as Parquet") from None
+
+
+def _damaged(store: Store, key: str, what: str) -> UploadCorrupt:
+    return UploadCorrupt(
+        f"{store.uri_of(key)} is not what was written: {what}, so nobody's rows can be left out of it. If it is live, "
+        "publish its date again with FORCE=1; else move it away. Then forget again."
+    )
