@@ -19,7 +19,7 @@ from rich.console import Console
 from flows.prefect_server import start_server, wait_for
 
 if TYPE_CHECKING:
-    from tasks.config import NightlyConfig
+    from tasks.config import IngestConfig, NightlyConfig
     from tasks.contracts import Published
     from tasks.report.people import Person
     from tasks.store import Store
@@ -57,10 +57,10 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         _ensure_there(options.store)
     store = open_store(store_uri)
     if options.ratings:
-        ensure_alone(Path(options.ratings), store)
+        ensure_alone(Path(options.ratings), store, config.ingest)
     _settle_environment(store_uri)
     server = start_server()  # it takes seconds, and the events come in meanwhile
-    _bring_events(options, store)
+    _bring_events(options, store, config.ingest)
     log.info("starting Prefect, which takes some seconds, the first time more")
     wait_for(server)
     # Imported here: Prefect reads its settings once, when it is imported.
@@ -70,13 +70,13 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     if published.already:
         show(console, already_screen(published, _next_steps(options)))
     else:
-        show_night(published, store, config.ingest.like_threshold, console, _next_steps(options))
+        show_night(published, store, config.ingest, console, _next_steps(options))
 
 
 def show_night(
     published: "Published",
     store: "Store",
-    like_threshold: float | None,
+    settings: "IngestConfig",
     console: Console,
     next_steps: list[tuple[str, str]],
 ) -> None:
@@ -94,14 +94,14 @@ def show_night(
         night = read_night(store, published)
         part = "the people"
         lists = pl.scan_parquet(list(published.files), hive_partitioning=False)
-        people = three_people(scan_likes(store, like_threshold), lists, read_titles(store))
+        people = three_people(scan_likes(store, settings), lists, read_titles(store))
         screen = night_screen(night, people, [*_look_at(people, store), *next_steps])
     except Exception as error:
         screen = published_screen(published, f"{part} cannot be read. {error}", next_steps)
     show(console, screen)
 
 
-def _bring_events(options: argparse.Namespace, store: "Store") -> None:
+def _bring_events(options: argparse.Namespace, store: "Store", settings: "IngestConfig") -> None:
     """The file of ratings and its titles, or the town; with STORE alone the events are there already."""
     from tasks.ingest.movielens import import_ratings, import_titles, titles_beside
     from tasks.ingest.town import write_town
@@ -109,7 +109,7 @@ def _bring_events(options: argparse.Namespace, store: "Store") -> None:
     titles = Path(options.items) if options.items else None
     if options.ratings:
         source = Path(options.ratings)
-        imported = import_ratings(source, store)
+        imported = import_ratings(source, store, settings)
         log.info("%s: %s rows, %s", source, f"{imported.num_rows:,}", _news(imported.is_new))
         titles = titles or titles_beside(source)
     elif not options.store:

@@ -13,6 +13,7 @@ from flows.by_hand import store_of
 if TYPE_CHECKING:
     import polars as pl
 
+    from tasks.config import IngestConfig
     from tasks.publish.reader import LatestNight
     from tasks.store import Store
 
@@ -89,7 +90,7 @@ def _likes_and_titles(
     missing = []
     likes, titles = own.lazy().select("user_id", "item_id", timestamp_us=pl.lit(0)).clear(), None
     try:
-        likes = scan_likes(store, _like_threshold(night))
+        likes = scan_likes(store, _settings(night))
     except NightError as error:
         missing.append(f"What people liked cannot be read: {error}")
     try:
@@ -105,16 +106,21 @@ def _nobody(store: "Store", night: "LatestNight", user_id: int | str) -> Excepti
     from tasks.report.people import why_no_list
 
     manifest = night.manifest
-    why = why_no_list(traces_of(store, user_id, manifest.as_of, _like_threshold(night)))
+    why = why_no_list(traces_of(store, user_id, manifest.as_of, _settings(night)))
     return UserNotFound(
         f"the night of {manifest.as_of}, version {manifest.version}, of {store.uri} has lists for {manifest.users:,} "
         f"people, and no list for user {user_id}: {why}"
     )
 
 
-def _like_threshold(night: "LatestNight") -> float | None:
-    ingest = night.manifest.config.get("ingest")
-    return ingest.get("like_threshold") if isinstance(ingest, dict) else None
+def _settings(night: "LatestNight") -> "IngestConfig":
+    """What the night knew of its events; the defaults for whatever its manifest, of an older version, does not say."""
+    from tasks.config import IngestConfig
+
+    said = night.manifest.config.get("ingest")
+    said = said if isinstance(said, dict) else {}
+    known = {name: value for name, value in said.items() if name in IngestConfig.model_fields}
+    return IngestConfig.model_validate(known)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,148 @@ These models are the form in the Prefect dashboard. Places and credentials are n
 the deployment's environment (tasks/run.py), so that nobody who may start a run can point it somewhere else.
 """
 
-from typing import Literal
+import json
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _as_mapping(value: object) -> object:
+    """A mapping as it is typed on a command line, where quotes are scarce: JSON, or name:value,name:value."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("{") and '"' in text:
+        return json.loads(text)
+    pairs = [pair.partition(":") for pair in text.strip("{}").split(",") if pair.strip()]
+    return {name.strip(): what.strip() for name, _, what in pairs}
+
+
+def _as_list(value: object) -> object:
+    """Likewise: JSON, or values between commas."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
+
+
+_ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_EventType = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+# No name begins with _ or a dot: what does holds control files, and is no event file anywhere here.
+_Prefix = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9=-][\w.=-]*(/[A-Za-z0-9=-][\w.=-]*)*/?$", max_length=256)
+]
+# Folders of a store that have another meaning (README, "What goes in" and "What comes out").
+OTHER_FOLDERS = frozenset(
+    ["items", "users", "blocked", "segments", "recs", "outputs", "days", "quarantine", "registry", "models"]
+)
+
+
+class ColumnNames(_Settings):
+    """What a team's own table calls the columns that a night reads."""
+
+    user_id: _ColumnName = Field("user_id", description="Whose event it is.")
+    item_id: _ColumnName = Field("item_id", description="What it is about.")
+    rating: _ColumnName = Field("rating", description="A number; read where ratings decide what a like is.")
+    timestamp: _ColumnName = Field("timestamp", description="When: a timestamp, or seconds since 1970, UTC.")
+    event_type: _ColumnName = Field("event_type", description="What kind; read where there are event weights.")
+
+    @model_validator(mode="after")
+    def _no_column_is_two(self) -> "ColumnNames":
+        names = list(self.model_dump().values())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the column {twice[0]!r} is named for two things; each needs a column of its own")
+        return self
+
+
 class IngestConfig(_Settings):
     model_config = ConfigDict(title="Events")
 
+    prefixes: Annotated[tuple[_Prefix, ...], BeforeValidator(_as_list)] = Field(
+        ("events/",),
+        min_length=1,
+        max_length=32,
+        description="Folders of the store that hold event files, at any depth. Where keys carry a day (dt=2026-11-21, "
+        "date= or day=), a day is a unit; else each file is one.",
+    )
+    columns: Annotated[ColumnNames, BeforeValidator(_as_mapping)] = Field(
+        ColumnNames(),
+        description="What the table calls its columns, such as user_id:member,timestamp:happened_at. A name that is "
+        "not given stays what it is.",
+    )
+    window_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="Only events of the last so many days before the night's date are used, and of keys with a day "
+        "only those days are read. None: all.",
+    )
+    event_weights: Annotated[dict[_EventType, _Weight], BeforeValidator(_as_mapping)] = Field(
+        {},
+        max_length=64,
+        description="Weight of each event type, such as view:0.1,purchase:1. A pair of user and item is a like where "
+        "the weights of its events add up to ingest.like_threshold. Empty: events have no types.",
+    )
+    weight_half_life_days: float | None = Field(
+        None,
+        gt=0.0,
+        le=36_500.0,
+        description="With event weights, an event that is so many days older counts half. None: age does not matter.",
+    )
     like_threshold: float | None = Field(
         4.0,
         title="Like threshold",
-        description="Ratings of at least this value are likes. None: the source has no ratings, every event is a like.",
+        description="Ratings of at least this value are likes; with event weights, pairs of at least this strength. "
+        "None: the source has no ratings, every event is a like.",
         ge=-1e6,
         le=1e6,
     )
+    quarantine_share_at_most: float = Field(
+        0.005,
+        ge=0.0,
+        le=1.0,
+        description="Rows that break a rule are set aside in quarantine/; where they reach this share of all rows, the "
+        "night stops.",
+    )
+    bot_events_per_day: int = Field(
+        50_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Events of a user with more than so many on one day (UTC) are set aside for that day as a bot's.",
+    )
+
+    @field_validator("prefixes")
+    @classmethod
+    def _prefixes_are_folders_of_events(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        folders = [prefix.rstrip("/") + "/" for prefix in prefixes]
+        for folder in folders:
+            name = folder.split("/", 1)[0]
+            if name in OTHER_FOLDERS:
+                raise ValueError(f"{folder} lies in {name}/, which holds something else in a store")
+            if any(other != folder and folder.startswith(other) for other in folders) or folders.count(folder) > 1:
+                raise ValueError(f"{folder} lies within another of the prefixes: its files would be read twice")
+        return tuple(folders)
+
+    @model_validator(mode="after")
+    def _a_half_life_has_weights(self) -> "IngestConfig":
+        if self.weight_half_life_days is not None and not self.event_weights:
+            raise ValueError("ingest.weight_half_life_days needs ingest.event_weights: without them nothing is weighed")
+        return self
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """Sorted: an event's kind is its type's place here. Empty where events have no types."""
+        return tuple(sorted(self.event_weights))
+
+    @property
+    def has_rating(self) -> bool:
+        """Whether ratings decide what a like is."""
+        return self.like_threshold is not None and not self.event_weights
 
 
 class GraphConfig(_Settings):

@@ -83,6 +83,22 @@ class SchemaDrift(NightError):
     """A column is missing, or has a type that cannot be read as what it should be."""
 
 
+class ContractViolation(NightError):
+    """So many rows break a rule that whoever writes the events must have changed something."""
+
+
+class InputIncomplete(NightError):
+    """A day that the night needs is not all there, and the time to wait for it is over."""
+
+
+class VolumeAnomaly(NightError):
+    """A day has far fewer or far more rows than the days before it, or none at all."""
+
+
+class InputTooLarge(NightError):
+    """The night needs more memory or disk than this machine has."""
+
+
 class TableInvalid(NightError):
     """An optional table contradicts itself, or holds more than a night can take in."""
 

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from tasks import errors
 from tasks.config import NightlyConfig
 
@@ -16,9 +18,20 @@ def settings_rows() -> list[str]:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for group, group_field in NightlyConfig.model_fields.items():
         for name, field in type(group_field.default).model_fields.items():
-            default = "none" if field.default is None else field.default
-            rows.append(f"| `{group}.{name}` | {default!s} | {field.description} |".replace("|  |", "| (empty) |"))
+            default = _as_typed(field.default)
+            rows.append(f"| `{group}.{name}` | {default} | {field.description} |".replace("|  |", "| (empty) |"))
     return rows
+
+
+def _as_typed(value: object) -> str:
+    """As it is written after `make nightly SET=`."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, dict):
+        return ",".join(name if name == what else f"{name}:{what}" for name, what in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def test_the_readme_lists_every_setting_with_its_default() -> None:

@@ -20,11 +20,13 @@ from pydantic import TypeAdapter
 
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
+from tasks.config import IngestConfig
 from tasks.contracts import Interactions, Tables
 from tasks.errors import InputCorrupt, NightError, ReaderFailed
 from tasks.ingest.events import last_event_at, read_through
-from tasks.ingest.inspection import events_of, inspect_files
+from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
+from tasks.ingest.sources import events_of
 from tasks.ingest.tables import digest_tables, inspect_alone, inspect_tables
 from tasks.run import PROJECT_ROOT
 from tasks.store import StoredObject, open_store
@@ -35,31 +37,31 @@ class Job:
     what: Literal["digest", "tables", "last event", "read through"]
     store_uri: str
     files: list[StoredObject]
-    like_threshold: float | None
+    settings: IngestConfig
     as_of: date | None = None
     folder: str = ""
     seen_path: str = ""
 
 
 def digest_apart(
-    store_uri: str, files: list[StoredObject], folder: Path, *, as_of: date, like_threshold: float | None
+    store_uri: str, files: list[StoredObject], folder: Path, *, as_of: date, settings: IngestConfig
 ) -> Interactions:
     """interactions.digest in a child. Raises what it raises, and InputCorrupt for a file that kills its reader."""
-    job = Job("digest", store_uri, files, like_threshold, as_of, str(folder))
+    job = Job("digest", store_uri, files, settings, as_of, str(folder))
     return TypeAdapter(Interactions).validate_python(_answer(job))
 
 
 def tables_apart(
-    store_uri: str, files: list[StoredObject], folder: Path, *, seen_path: str, like_threshold: float | None
+    store_uri: str, files: list[StoredObject], folder: Path, *, seen_path: str, settings: IngestConfig
 ) -> Tables:
     """tables.digest_tables in a child. `files` are the events', too: their ids are the measure."""
-    job = Job("tables", store_uri, files, like_threshold, folder=str(folder), seen_path=seen_path)
+    job = Job("tables", store_uri, files, settings, folder=str(folder), seen_path=seen_path)
     return TypeAdapter(Tables).validate_python(_answer(job))
 
 
-def last_event_apart(store_uri: str, files: list[StoredObject], like_threshold: float | None) -> datetime:
+def last_event_apart(store_uri: str, files: list[StoredObject], settings: IngestConfig) -> datetime:
     """events.last_event_at in a child. Raises what it raises, and InputCorrupt as digest_apart does."""
-    return datetime.fromisoformat(_answer(Job("last event", store_uri, files, like_threshold)))
+    return datetime.fromisoformat(_answer(Job("last event", store_uri, files, settings)))
 
 
 def _answer(job: Job) -> Any:
@@ -102,9 +104,9 @@ def _name_the_killer(job: Job, signal_number: int) -> NightError:
     suspects = job.files
     while len(suspects) > 1:
         half = suspects[: len(suspects) // 2]
-        died = _run(Job("read through", job.store_uri, half, job.like_threshold)).returncode < 0
+        died = _run(Job("read through", job.store_uri, half, job.settings)).returncode < 0
         suspects = half if died else suspects[len(half) :]
-    if _run(Job("read through", job.store_uri, suspects, job.like_threshold)).returncode >= 0:
+    if _run(Job("read through", job.store_uri, suspects, job.settings)).returncode >= 0:
         return ReaderFailed(
             f"the process that read {len(job.files)} input files was ended ({how}), and no single file ends it. "
             "Nothing was published. Memory may have run out: free some, or read fewer days, and run again."
@@ -140,17 +142,17 @@ def _fault(error: Exception) -> str:
 def _work(job: Job) -> Any:
     store = open_store(job.store_uri)
     if job.what == "read through":
-        for file in inspect_alone(store, job.files, job.like_threshold):
+        for file in inspect_alone(store, job.files, job.settings):
             read_through(file)
         return None
-    schema = inspect_files(store, events_of(job.files), job.like_threshold)
+    schema = inspect_files(store, events_of(job.files), job.settings)
     if job.what == "last event":
-        return last_event_at(schema).isoformat()
+        return last_event_at(schema, job.settings).isoformat()
     if job.what == "tables":
         tables = digest_tables(inspect_tables(store, job.files, schema), job.seen_path, Path(job.folder))
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
-    interactions = digest(schema, Path(job.folder), as_of=job.as_of, like_threshold=job.like_threshold)
+    interactions = digest(schema, Path(job.folder), as_of=job.as_of, settings=job.settings)
     return TypeAdapter(Interactions).dump_python(interactions, mode="json")
 
 

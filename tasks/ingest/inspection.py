@@ -5,9 +5,8 @@ file's for all.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO
@@ -16,13 +15,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import InputCorrupt, InputMissing, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
-from tasks.run import fingerprint_of
+from tasks.config import IngestConfig
+from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
 from tasks.store import Store, StoredObject
 
-EVENTS = "events/"
-# Optional, beside the events: what is known of items, who else gets a list, what nobody may be given, who is what.
-TABLES = ("items", "users", "blocked", "segments")
 FOOTERS_AT_ONCE = 16
 MAGIC = b"PAR1"
 # Bounds on what a footer may claim: a small file can unpack to more rows than a machine holds, which ends the process.
@@ -30,11 +26,14 @@ LARGEST_FOOTER_BYTES = 64 << 20
 ROWS_ALWAYS_ALLOWED = 50_000_000
 MOST_ROWS_A_BYTE = 64
 
+OUR_NAMES: Mapping[str, str] = {}  # what is wanted is called what we call it
+
 WANTED = {
     "user_id": "an integer or a string",
     "item_id": "an integer or a string",
     "rating": "an integer or a floating point number (or ingest.like_threshold=none, if every event is a like)",
     "timestamp": "an integer (seconds since 1970, UTC) or a timestamp",
+    "event_type": "text or an integer, as in ingest.event_weights",
     "available": "true or false",
     "categories": "text, or lists of text",
     "genres": "text with | or spaces between the genres, as MovieLens comes, or lists of text",
@@ -50,7 +49,8 @@ class EventFile:
     uri: str
     num_rows: int
     modified_at: datetime
-    columns: dict[str, pl.DataType]  # the required ones, as Polars reads them
+    columns: dict[str, pl.DataType]  # what a night reads -> its type, as Polars has it
+    names: dict[str, str]  # the same -> what the file calls it
 
 
 @dataclass(frozen=True)
@@ -67,88 +67,42 @@ class EventSchema:
         return sum(file.num_rows for file in self.files)
 
 
-# ---- which files
-
-
-def pin_inputs(store: Store) -> list[StoredObject]:
-    """The event files there are now, sorted by key; control files and hidden names are no event files."""
-    pinned = [found for found in store.list(EVENTS) if _is_data_file(found.key)]
-    if not pinned:
-        raise InputMissing(
-            f"there is no .parquet file under {store.uri}/{EVENTS}. Nothing was started. Put event files there, with "
-            "the columns user_id, item_id, rating and timestamp (seconds since 1970, UTC), in any folders below."
-        )
-    return pinned
-
-
-def pin_tables(store: Store) -> list[StoredObject]:
-    """The files of the optional tables, table by table, sorted by key; there may be none."""
-    return [found for table in TABLES for found in store.list(f"{table}/") if _is_data_file(found.key)]
-
-
-def table_of(key: str) -> str:
-    """The folder that a key lies in: events, items, users, blocked or segments."""
-    return key.split("/", 1)[0]
-
-
-def events_of(objects: list[StoredObject]) -> list[StoredObject]:
-    """Without the tables' files."""
-    return [found for found in objects if table_of(found.key) not in TABLES]
-
-
-def _is_data_file(key: str) -> bool:
-    names = key.split("/")
-    return key.endswith(".parquet") and not any(name.startswith(("_", ".")) for name in names)
-
-
-def input_fingerprint(objects: list[StoredObject]) -> str:
-    return fingerprint_of(sorted([found.key, found.num_bytes, found.etag] for found in objects))
-
-
-def ensure_unchanged(store: Store, objects: list[StoredObject]) -> None:
-    """Raises InputUnstable if a pinned file is gone or has other bytes. Files that arrived since are for later."""
-    folders = dict.fromkeys(table_of(found.key) for found in objects)
-    now = {found.key: found for folder in folders for found in store.list(f"{folder}/")}
-    for pinned in objects:
-        found = now.get(pinned.key)
-        if found is None or (found.num_bytes, found.etag) != (pinned.num_bytes, pinned.etag):
-            what = "vanished" if found is None else "was replaced"
-            raise InputUnstable(
-                f"{store.uri_of(pinned.key)} {what} while the night was reading it, so this night's rows would be a "
-                "mixture. Nothing was published. Run again once whoever writes there is done; give a new file a "
-                "new name."
-            )
-
-
-@contextmanager
-def pinned_while_reading(store: Store, objects: list[StoredObject]) -> Iterator[None]:
-    """Raises InputUnstable if a pinned file changed meanwhile: swapped under the reader it looks corrupt, or good."""
-    try:
-        yield
-    except InputCorrupt:
-        ensure_unchanged(store, objects)
-        raise
-    ensure_unchanged(store, objects)
-
-
 # ---- what stands in their footers
 
 
-def inspect_files(store: Store, objects: list[StoredObject], like_threshold: float | None) -> EventSchema:
+def inspect_files(store: Store, objects: list[StoredObject], settings: IngestConfig) -> EventSchema:
     """Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events."""
-    required = ["user_id", "item_id", *([] if like_threshold is None else ["rating"]), "timestamp"]
+    required = required_of(settings)
+    names = settings.columns.model_dump()
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        files = tuple(threads.map(lambda pinned: inspect_file(store, pinned, required), objects))
+        files = tuple(threads.map(lambda pinned: inspect_file(store, pinned, required, names=names), objects))
     return EventSchema(
         user_id=id_type_of_all(files, "user_id"),
         item_id=id_type_of_all(files, "item_id"),
-        has_rating="rating" in required,
+        has_rating=settings.has_rating,
         files=files,
     )
 
 
-def inspect_file(store: Store, pinned: StoredObject, required: list[str], optional: tuple[str, ...] = ()) -> EventFile:
-    """One file's footer and wanted columns. Raises InputCorrupt, InputUnstable and SchemaDrift."""
+def required_of(settings: IngestConfig) -> list[str]:
+    """What a night reads of an event."""
+    rating = ["rating"] if settings.has_rating else []
+    event_type = ["event_type"] if settings.event_weights else []
+    return ["user_id", "item_id", *rating, *event_type, "timestamp"]
+
+
+def inspect_file(
+    store: Store,
+    pinned: StoredObject,
+    required: list[str],
+    optional: tuple[str, ...] = (),
+    *,
+    names: Mapping[str, str] = OUR_NAMES,
+) -> EventFile:
+    """One file's footer and wanted columns, which the file calls by `names`.
+
+    Raises InputCorrupt, InputUnstable and SchemaDrift.
+    """
     uri = store.uri_of(pinned.key)
     try:
         with store.open(pinned.key) as stream:
@@ -158,8 +112,11 @@ def inspect_file(store: Store, pinned: StoredObject, required: list[str], option
             f"{uri} vanished or was replaced after it was listed. Nothing was published. Run again once whoever writes "
             "there is done."
         ) from error
-    num_rows, columns = check_footer(footer, uri, num_bytes=pinned.num_bytes, required=required, optional=optional)
-    return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns)
+    num_rows, columns = check_footer(
+        footer, uri, num_bytes=pinned.num_bytes, required=required, optional=optional, names=names
+    )
+    called = {column: names.get(column, column) for column in columns}
+    return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns, called)
 
 
 def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:
@@ -178,7 +135,13 @@ def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:
 
 
 def check_footer(
-    footer: bytes, place: str, *, num_bytes: int, required: list[str], optional: tuple[str, ...] = ()
+    footer: bytes,
+    place: str,
+    *,
+    num_bytes: int,
+    required: list[str],
+    optional: tuple[str, ...] = (),
+    names: Mapping[str, str] = OUR_NAMES,
 ) -> tuple[int, dict[str, pl.DataType]]:
     """Rows and the wanted columns' types, from a footer alone. Raises InputCorrupt and SchemaDrift naming `place`."""
     alone = MAGIC + footer  # magic, footer, its length, magic: a Parquet file of no rows, and all of its schema
@@ -193,29 +156,31 @@ def check_footer(
         raise _corrupt(place, f"it claims {num_rows:,} rows, and its row groups {rows_in_groups:,}")
     if num_rows > max(ROWS_ALWAYS_ALLOWED, MOST_ROWS_A_BYTE * num_bytes):
         raise _corrupt(place, f"it claims {num_rows:,} rows in {num_bytes:,} bytes, which no real events do")
-    _check_names(arrow.names, place, required, optional)
-    wanted = [*required, *(column for column in optional if column in arrow.names)]
+    called = {column: names.get(column, column) for column in (*required, *optional)}
+    _check_names(arrow.names, place, required, called)
+    wanted = [*required, *(column for column in optional if called[column] in arrow.names)]
     for column in wanted:
-        found = arrow.field(column).type
+        found = arrow.field(called[column]).type
         if not _ACCEPTS[column](found):
-            raise drift(place, column, _in_words(found), WANTED[column])
+            raise drift(place, called[column], _in_words(found), WANTED[column])
     try:
         types = pl.read_parquet_schema(io.BytesIO(alone))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _corrupt(place, "its schema cannot be read") from error
-    return num_rows, {column: types[column] for column in wanted}
+    return num_rows, {column: types[called[column]] for column in wanted}
 
 
-def _check_names(names: list[str], place: str, required: list[str], optional: tuple[str, ...]) -> None:
+def _check_names(names: list[str], place: str, required: list[str], called: Mapping[str, str]) -> None:
+    """`called` is what is wanted -> the name that it must have in the file."""
     for name in names:
         if names.count(name) > 1:
             raise drift(place, name, f"{names.count(name)} times", "once")
-    for column in (*required, *optional):
+    for column, wanted in called.items():
         for name in names:
-            if name != column and name.casefold() == column:
-                raise drift(place, column, f"the name {name!r}", f"exactly {column!r}")
-        if column not in names and column in required:
-            raise drift(place, column, "no such column", WANTED[column])
+            if name != wanted and name.casefold() == wanted.casefold() and name not in called.values():
+                raise drift(place, wanted, f"the name {name!r}", f"exactly {wanted!r}")
+        if wanted not in names and column in required:
+            raise drift(place, wanted, "no such column", f"{WANTED[column]}; ingest.columns says what it is called")
 
 
 def _is_id(found: pa.DataType) -> bool:
@@ -256,6 +221,7 @@ _ACCEPTS: dict[str, Callable[[pa.DataType], bool]] = {
     "item_id": _is_id,
     "rating": _is_number,
     "timestamp": _is_instant,
+    "event_type": _is_id,
     "available": pa.types.is_boolean,
     "categories": lambda found: _is_text(found) or _is_list_of_text(found),
     "genres": lambda found: _is_text(found) or _is_list_of_text(found),

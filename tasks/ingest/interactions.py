@@ -10,10 +10,13 @@ from pathlib import Path
 
 import polars as pl
 
+from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
-from tasks.ingest.events import first_broken, instant, naming_read_errors, rules, scan_events
+from tasks.ingest.events import instant, naming_read_errors
 from tasks.ingest.inspection import EventSchema
+from tasks.ingest.rules import midnight_us, rules
+from tasks.ingest.scan import as_they_came, scan_file
 from tasks.run import file_sha256
 
 # Row groups of a streamed file follow the engine's morsels unless their size is fixed, and so would the bytes.
@@ -34,7 +37,7 @@ class _Seen:
     last_us: int
 
 
-def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: float | None) -> Interactions:
+def digest(schema: EventSchema, folder: Path, *, as_of: date, settings: IngestConfig) -> Interactions:
     """Write the pairs and the quarantined rows under `folder`, in one pass over the files.
 
     The pairs' bytes depend on the set of valid rows and on nothing else: not on the order of files and rows, on
@@ -43,23 +46,30 @@ def digest(schema: EventSchema, folder: Path, *, as_of: date, like_threshold: fl
     Raises InputMissing, InputCorrupt, InputUnstable, NothingLiked, GraphTooSmall, CountsDisagree.
     """
     seen_path, quarantine_path = folder / "seen.parquet", folder / "quarantine.parquet"
-    named = rules(schema, as_of=as_of)
-    events = scan_events(schema, like_threshold=like_threshold).with_columns(first_broken(named))
+    too_late = pl.col("timestamp_us") >= midnight_us(as_of)
+    rule = pl.when(pl.col("rule").is_null() & too_late).then(pl.lit("timestamp_in_future")).otherwise("rule")
+    scanned = [
+        scan_file(file, schema, settings).with_columns(rule.alias("rule"), pl.col("kind").eq(1).alias("liked"))
+        for file in schema.files
+    ]
+    columns = ("user_id", "item_id", "timestamp_us", "liked", "rule")
+    events = pl.concat([frame.select(columns) for frame in scanned])
+    refused = pl.concat([as_they_came(frame.filter(pl.col("rule").is_not_null()), schema.files) for frame in scanned])
     with naming_read_errors(schema.files):
         _, _, counted = pl.collect_all(
             [
                 _sink(_one_row_a_pair(events.filter(pl.col("rule").is_null())), seen_path),
-                _sink(_as_they_came(events.filter(pl.col("rule").is_not_null()), schema), quarantine_path),
+                _sink(refused.sort(refused.collect_schema().names()), quarantine_path),
                 events.group_by("rule").len(),
             ],
             engine="streaming",
         )
     rows = {name: int(count) for name, count in counted.iter_rows()}
     num_valid = rows.pop(None, 0)
-    quarantined = {name: rows[name] for name in named if name in rows}
+    quarantined = {rule.name: rows[rule.name] for rule in rules(schema.files[0], schema, settings) if rule.name in rows}
     _expect_events(num_valid, quarantined, schema, as_of)
     seen = _measure(seen_path)
-    _expect_a_graph(seen, num_valid, schema, named, like_threshold)
+    _expect_a_graph(seen, num_valid, schema, settings)
     interactions = Interactions(
         seen_path=str(seen_path),
         quarantine_path=str(quarantine_path),
@@ -110,11 +120,6 @@ def _one_row_a_pair(valid: pl.LazyFrame) -> pl.LazyFrame:
     ).sort("user_id", "item_id")
 
 
-def _as_they_came(quarantined: pl.LazyFrame, schema: EventSchema) -> pl.LazyFrame:
-    columns = ["user_id", "item_id", *(["rating"] if schema.has_rating else []), "timestamp", "rule"]
-    return quarantined.select(columns).sort(columns)
-
-
 def _sink(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     return frame.sink_parquet(
         path, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP, maintain_order=True, lazy=True
@@ -153,7 +158,8 @@ def _expect_events(num_valid: int, quarantined: dict[str, int], schema: EventSch
         )
     found = ", ".join(f"{rule} {count:,}" for rule, count in quarantined.items())
     hint = ""
-    if quarantined.get("timestamp_in_future", 0) * 2 > schema.num_rows:
+    too_late = sum(quarantined.get(rule, 0) for rule in ("timestamp_in_future", "timestamp_after_9999"))
+    if too_late * 2 > schema.num_rows:
         hint = (
             f" Most events lie after the start of {as_of} (UTC): the date is before the first event, or integer "
             "timestamps are milliseconds where seconds are wanted."
@@ -164,13 +170,11 @@ def _expect_events(num_valid: int, quarantined: dict[str, int], schema: EventSch
     )
 
 
-def _expect_a_graph(
-    seen: _Seen, num_valid: int, schema: EventSchema, named: dict[str, pl.Expr], like_threshold: float | None
-) -> None:
-    if not seen.likes and like_threshold is not None:
+def _expect_a_graph(seen: _Seen, num_valid: int, schema: EventSchema, settings: IngestConfig) -> None:
+    if not seen.likes and settings.like_threshold is not None:
         raise NothingLiked(
-            f"of {seen.pairs:,} pairs none has a latest rating of at least {like_threshold:g}; the highest in all "
-            f"{num_valid:,} valid events is {_highest_rating(schema, named):g}. Nothing was published. Set "
+            f"of {seen.pairs:,} pairs none has a latest rating of at least {settings.like_threshold:g}; the highest in "
+            f"all {num_valid:,} valid events is {_highest_rating(schema, settings):g}. Nothing was published. Set "
             "ingest.like_threshold to what a like is in this source, or to none if it has no ratings."
         )
     if seen.liking_users < 2 or seen.liked_items < 2:
@@ -181,7 +185,8 @@ def _expect_a_graph(
         )
 
 
-def _highest_rating(schema: EventSchema, named: dict[str, pl.Expr]) -> float:
-    valid = scan_events(schema, like_threshold=0.0).filter(first_broken(named).is_null())
+def _highest_rating(schema: EventSchema, settings: IngestConfig) -> float:
+    valid = [scan_file(file, schema, settings).filter(pl.col("rule").is_null()) for file in schema.files]
+    highest = pl.concat([frame.select(pl.col("rating").cast(pl.Float64).max()) for frame in valid]).max()
     with naming_read_errors(schema.files):
-        return float(valid.select(pl.col("rating").cast(pl.Float64).max()).collect(engine="streaming").item())
+        return float(highest.collect(engine="streaming").item())

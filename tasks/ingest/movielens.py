@@ -10,17 +10,19 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputMissing, ObjectExists, RunConfigError, SchemaDrift
-from tasks.ingest.inspection import check_footer, pin_inputs, read_footer
+from tasks.ingest.inspection import check_footer, read_footer
+from tasks.ingest.sources import pin_inputs
 from tasks.store import Store
 
-EVENTS = "events"
 ITEMS = "items"
 RATINGS_ACCEPTED = (
     "Parquet with user_id, item_id, rating, timestamp; ratings.csv with userId,movieId,rating,timestamp; "
@@ -76,9 +78,17 @@ class Imported:
 # ---- ratings
 
 
-def import_ratings(source: Path, store: Store) -> Imported:
-    """Raises InputMissing, InputCorrupt, SchemaDrift. Parquet goes in byte by byte, the rest as int64 and float64."""
-    return _import(source, store, EVENTS, _read_ratings, RATINGS_ACCEPTED)
+def import_ratings(source: Path, store: Store, settings: IngestConfig = IngestConfig()) -> Imported:
+    """Into the first of ingest.prefixes. Parquet goes in byte by byte, the rest as int64 and float64.
+
+    Raises InputMissing, InputCorrupt, SchemaDrift.
+    """
+    check = partial(_check_events, settings=settings)
+    return _import(source, store, _folder_of(settings), _read_ratings, check, RATINGS_ACCEPTED)
+
+
+def _folder_of(settings: IngestConfig) -> str:
+    return settings.prefixes[0].rstrip("/")
 
 
 def _read_ratings(source: Path, start: str) -> pl.DataFrame | None:
@@ -94,17 +104,17 @@ def _read_ratings(source: Path, start: str) -> pl.DataFrame | None:
     return None
 
 
-def ensure_alone(source: Path, store: Store) -> None:
+def ensure_alone(source: Path, store: Store, settings: IngestConfig = IngestConfig()) -> None:
     """Two data sets in one store would be read as one. Raises RunConfigError where other events lie in it already."""
-    key = _key(EVENTS, source, content_hash(source))
+    key = _key(_folder_of(settings), source, content_hash(source))
     try:
-        others = [found.key for found in pin_inputs(store) if found.key != key]
+        others = [found.key for found in pin_inputs(store, settings) if found.key != key]
     except InputMissing:
         return
     if others:
         files = "file" if len(others) == 1 else "files"
         raise RunConfigError(
-            f"{store.uri}/{EVENTS} holds {len(others):,} other Parquet {files} ({others[0]}"
+            f"{store.uri}/{_folder_of(settings)} holds {len(others):,} other Parquet {files} ({others[0]}"
             f"{', ...' if len(others) > 1 else ''}), and a night reads all of them together with {source}. Nothing was "
             "imported or started. Give another STORE; or, if they are one data set, move your file as Parquet into "
             "that folder yourself and run with STORE alone."
@@ -121,7 +131,7 @@ def titles_beside(ratings: Path) -> Path | None:
 
 def import_titles(source: Path, store: Store) -> Imported:
     """Raises InputMissing, InputCorrupt, SchemaDrift. GroupLens's ids become int64, as in its ratings."""
-    return _import(source, store, ITEMS, _read_titles, TITLES_ACCEPTED)
+    return _import(source, store, ITEMS, _read_titles, _check_titles, TITLES_ACCEPTED)
 
 
 def _read_titles(source: Path, start: str) -> pl.DataFrame | None:
@@ -229,6 +239,7 @@ def _import(
     store: Store,
     folder: str,
     read: Callable[[Path, str], pl.DataFrame | None],
+    check_parquet: Callable[[Path], int],
     accepted: str,
 ) -> Imported:
     _ensure_file(source, accepted)
@@ -236,7 +247,7 @@ def _import(
     with open(source, "rb") as stream:
         start = stream.read(4096)
     if start.startswith(b"PAR1"):
-        num_rows = _check_parquet(source, folder)
+        num_rows = check_parquet(source)
         _ensure_rows(source, folder, num_rows)
         return Imported(key, num_rows, is_new=_put(store, key, source))
     try:
@@ -276,7 +287,7 @@ def _ensure_file(source: Path, accepted: str) -> None:
 
 def _ensure_rows(source: Path, folder: str, num_rows: int) -> None:
     """A catalogue without titles does no harm; a night without events cannot be."""
-    if folder == EVENTS and num_rows == 0:
+    if folder != ITEMS and num_rows == 0:
         raise InputMissing(
             f"{source} holds no rows, only the names of its columns. Nothing was imported. Give a file with ratings in "
             "it: whoever wrote this one may have filtered everything away."
@@ -300,11 +311,13 @@ def _put(store: Store, key: str, source: Path) -> bool:
     return True
 
 
-def _check_parquet(source: Path, folder: str) -> int:
-    if folder == ITEMS:
-        content = source.read_bytes()
-        _check_titles_schema(content, str(source))
-        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+def _check_titles(source: Path) -> int:
+    content = source.read_bytes()
+    _check_titles_schema(content, str(source))
+    return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+
+
+def _check_events(source: Path, settings: IngestConfig) -> int:
     num_bytes = source.stat().st_size
     with open(source, "rb") as stream:
         footer = read_footer(stream, str(source), num_bytes=num_bytes)
@@ -314,5 +327,6 @@ def _check_parquet(source: Path, folder: str) -> int:
         num_bytes=num_bytes,
         required=["user_id", "item_id", "timestamp"],
         optional=("rating",),
+        names=settings.columns.model_dump(),
     )
     return num_rows

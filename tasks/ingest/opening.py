@@ -11,19 +11,14 @@ from pathlib import Path
 import polars as pl
 from pydantic import TypeAdapter
 
-from tasks.config import NightlyConfig
+from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
-from tasks.ingest.events import first_broken, midnight_us, naming_read_errors, rules, scan_events
-from tasks.ingest.inspection import (
-    input_fingerprint,
-    inspect_files,
-    pin_inputs,
-    pin_tables,
-    pinned_while_reading,
-    table_of,
-)
+from tasks.ingest.events import naming_read_errors, scan_events
+from tasks.ingest.inspection import inspect_files
+from tasks.ingest.rules import midnight_us
+from tasks.ingest.sources import input_fingerprint, pin_inputs, pin_tables, pinned_while_reading, table_of
 from tasks.ingest.tables import inspect_tables, is_listed
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
@@ -50,13 +45,13 @@ def plan_run(
     Raises InputMissing, InputCorrupt, InputUnstable, SchemaDrift, and what the store's probe raises.
     """
     store.probe()
-    events, tables = pin_inputs(store), pin_tables(store)
+    events, tables = pin_inputs(store, config.ingest), pin_tables(store)
     pinned = [*events, *tables]
     with pinned_while_reading(store, pinned):
-        schema = inspect_files(store, events, config.ingest.like_threshold)
+        schema = inspect_files(store, events, config.ingest)
         inspect_tables(store, tables, schema)
         if as_of is None and scheduled_on is None:
-            latest = last_event_apart(store.uri, events, config.ingest.like_threshold)
+            latest = last_event_apart(store.uri, events, config.ingest)
             as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
     night = as_of or scheduled_on
     assert night is not None
@@ -125,32 +120,40 @@ def ensure_room(folder: Path, *, num_input_bytes: int) -> None:
         )
 
 
-def scan_likes(store: Store, like_threshold: float | None) -> pl.LazyFrame:
-    """user_id, item_id, timestamp_us of every like now in the store, repeats included: to show what people liked."""
-    schema = inspect_files(store, pin_inputs(store), like_threshold)
-    events = scan_events(schema, like_threshold=like_threshold)
-    return events.filter("liked").select("user_id", "item_id", "timestamp_us")
+def scan_likes(store: Store, settings: IngestConfig) -> pl.LazyFrame:
+    """user_id, item_id, timestamp_us of every like now in the store, repeats included: to show what people liked.
+
+    With event weights, of every event whose type weighs anything.
+    """
+    schema = inspect_files(store, pin_inputs(store, settings), settings)
+    liked = scan_events(schema, settings).filter(pl.col("rule").is_null() & _liked(settings))
+    return liked.select("user_id", "item_id", "timestamp_us")
 
 
-def traces_of(store: Store, user_id: int | str, as_of: date, like_threshold: float | None) -> Traces:
+def _liked(settings: IngestConfig) -> pl.Expr:
+    weighed = [kind for kind, name in enumerate(settings.event_types) if settings.event_weights[name] > 0.0]
+    return pl.col("kind").is_in(weighed) if settings.event_weights else pl.col("kind") == 1
+
+
+def traces_of(store: Store, user_id: int | str, as_of: date, settings: IngestConfig) -> Traces:
     """What the store has of one person now: their events, by the night's rules and date, and the users table.
 
     An id of another kind than the events' is nobody's. Raises what the files of events and users do in a night.
     """
-    schema = inspect_files(store, pin_inputs(store), like_threshold)
+    schema = inspect_files(store, pin_inputs(store, settings), settings)
     users = [pinned for pinned in pin_tables(store) if table_of(pinned.key) == "users"]
     tables = inspect_tables(store, users, schema)
     if isinstance(user_id, str) != (schema.user_id == pl.String):
         return Traces(before=0, likes=0, later=0, quarantined=0, in_users=False)
-    valid = first_broken(rules(schema, as_of=None)).is_null()
+    valid = pl.col("rule").is_null()
     before = valid & (pl.col("timestamp_us") < midnight_us(as_of))
     with naming_read_errors(schema.files):
         counts = (
-            scan_events(schema, like_threshold=like_threshold)
+            scan_events(schema, settings)
             .filter(pl.col("user_id") == user_id)
             .select(
                 before=before.sum(),
-                likes=(before & pl.col("liked")).sum(),
+                likes=(before & _liked(settings)).sum(),
                 later=(valid & ~before).sum(),
                 quarantined=(~valid).sum(),
             )

@@ -16,21 +16,22 @@ from pathlib import Path
 
 import polars as pl
 
+from tasks.config import IngestConfig
 from tasks.contracts import Tables
 from tasks.errors import NothingAllowed, TableInvalid
-from tasks.ingest.events import is_malformed, microseconds, naming_read_errors, place_of
+from tasks.ingest.events import naming_read_errors
 from tasks.ingest.inspection import (
     FOOTERS_AT_ONCE,
-    TABLES,
     EventFile,
     EventSchema,
     drift,
-    events_of,
     id_type_of_all,
     inspect_file,
     inspect_files,
-    table_of,
 )
+from tasks.ingest.rules import is_malformed
+from tasks.ingest.scan import microseconds, scan_columns
+from tasks.ingest.sources import TABLES, events_of, table_of
 from tasks.run import file_sha256, fingerprint_of
 from tasks.store import Store, StoredObject
 
@@ -87,10 +88,10 @@ def inspect_tables(store: Store, objects: list[StoredObject], events: EventSchem
     )
 
 
-def inspect_alone(store: Store, objects: list[StoredObject], like_threshold: float | None) -> list[EventFile]:
+def inspect_alone(store: Store, objects: list[StoredObject], settings: IngestConfig) -> list[EventFile]:
     """Footers of files of any kind, events or tables, without holding one against another."""
     events = events_of(objects)
-    of_events = list(inspect_files(store, events, like_threshold).files) if events else []
+    of_events = list(inspect_files(store, events, settings).files) if events else []
     return of_events + [_inspect(store, pinned) for pinned in objects if table_of(pinned.key) in TABLES]
 
 
@@ -178,12 +179,6 @@ def _expect_something_available(items: pl.DataFrame | None, with_events: pl.Data
 # ---- one table each
 
 
-def _scan(file: EventFile) -> pl.LazyFrame:
-    return pl.scan_parquet(
-        [place_of(file.uri)], schema=file.columns, extra_columns="ignore", hive_partitioning=False, glob=False
-    )
-
-
 def _id(name: str, kind: pl.DataType) -> pl.Expr:
     """As the events have it; null where it does not fit, so that it is nobody's."""
     return pl.col(name).cast(kind, strict=False)
@@ -218,7 +213,7 @@ def _item_facts(file: EventFile, kind: pl.DataType, counted: _Counted) -> pl.Dat
     facts = [_fact(pl.col(name), name, columns[name]) for name in FACTS if name in columns]
     if "genres" in columns and "categories" not in columns:
         facts.append(_genres(columns["genres"]))
-    frame = _scan(file).select(_id("item_id", kind), *facts).collect(engine="streaming")
+    frame = scan_columns([file]).select(_id("item_id", kind), *facts).collect(engine="streaming")
     frame = counted.keep(frame, pl.col("item_id").is_not_null(), "items: no id, or one that no event can have")
     repeated = int(frame["item_id"].is_duplicated().sum())
     if repeated:
@@ -253,7 +248,9 @@ def _fact(value: pl.Expr, name: str, kind: pl.DataType) -> pl.Expr:
 
 def _users(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) -> pl.DataFrame:
     """user_id, each once. What no event may be called, no list may be written for."""
-    frame = pl.concat(_scan(file).select(_id("user_id", tables.user_id)).collect(engine="streaming") for file in files)
+    frame = pl.concat(
+        scan_columns([file]).select(_id("user_id", tables.user_id)).collect(engine="streaming") for file in files
+    )
     frame = counted.keep(frame, pl.col("user_id").is_not_null(), "users: null_user_id")
     if tables.user_id == pl.String:
         frame = counted.keep(frame, ~is_malformed(pl.col("user_id")), "users: malformed_user_id")
@@ -262,7 +259,7 @@ def _users(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) 
 
 def _blocked(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) -> pl.DataFrame:
     ids = (_id("user_id", tables.user_id), _id("item_id", tables.item_id))
-    frame = pl.concat(_scan(file).select(ids).collect(engine="streaming") for file in files)
+    frame = pl.concat(scan_columns([file]).select(ids).collect(engine="streaming") for file in files)
     both = pl.all_horizontal(pl.col("user_id", "item_id").is_not_null())
     return (
         counted.keep(frame, both, "blocked: no id, or one that no event can have").unique().sort("user_id", "item_id")
@@ -272,7 +269,7 @@ def _blocked(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted
 def _segments(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) -> pl.DataFrame:
     """user_id, segment; each user once."""
     columns = (_id("user_id", tables.user_id), pl.col("segment").cast(pl.String).str.replace_all(r"\p{Cc}", " "))
-    frame = pl.concat(_scan(file).select(columns).collect(engine="streaming") for file in files)
+    frame = pl.concat(scan_columns([file]).select(columns).collect(engine="streaming") for file in files)
     frame = counted.keep(frame, pl.col("user_id").is_not_null(), "segments: no id, or one that no event can have")
     frame = counted.keep(frame, pl.col("segment").is_not_null() & (pl.col("segment") != ""), "segments: no segment")
     frame = frame.unique().sort("user_id", "segment")

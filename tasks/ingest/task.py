@@ -13,8 +13,8 @@ from tasks.config import NightlyConfig
 from tasks.contracts import Interactions, Run, Tables
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
-from tasks.ingest.inspection import events_of, pinned_while_reading
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.sources import events_of, pinned_while_reading
 from tasks.ingest.tables import no_tables
 from tasks.run import (
     DEFAULT_STORE,
@@ -64,13 +64,12 @@ def _is_worth_reading_again(task: Any, task_run: Any, state: Any) -> bool:
 @task(persist_result=False, result_serializer="json", retry_condition_fn=_is_worth_reading_again)
 def ingest(run: Run) -> Interactions:
     """The pinned files as one row for every valid (user, item) pair, with every quarantined row kept under its rule."""
-    threshold = run.config.ingest.like_threshold
 
     def compute(folder: Path) -> Interactions:
         ensure_room(folder, num_input_bytes=run.num_input_bytes)
         store, pinned = open_store(run.store_uri), events_of(read_pinned(run.inputs_path))
         with pinned_while_reading(store, pinned):
-            return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, like_threshold=threshold)
+            return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, settings=run.config.ingest)
 
     interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
     log.info(
@@ -103,7 +102,7 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
                 pinned,
                 folder,
                 seen_path=interactions.seen_path,
-                like_threshold=run.config.ingest.like_threshold,
+                settings=run.config.ingest,
             )
 
     tables = finish_stage(

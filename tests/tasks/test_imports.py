@@ -6,9 +6,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputMissing, RunConfigError, SchemaDrift
 from tasks.ingest.events import last_event_at
-from tasks.ingest.inspection import inspect_files, pin_inputs
+from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
 from tasks.ingest.movielens import (
     content_hash,
@@ -18,9 +19,11 @@ from tasks.ingest.movielens import (
     read_titles,
     titles_beside,
 )
+from tasks.ingest.sources import pin_inputs
 from tasks.run import decide_date
 from tasks.store import open_store
 
+SETTINGS = IngestConfig()
 RATINGS = {
     "ratings.csv": b"userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n2,1029,5.0,1260759179\n",
     "u.data": b"1\t31\t2.5\t1260759144\n2\t1029\t5\t1260759179\n",
@@ -59,7 +62,7 @@ def test_every_known_ratings_file_becomes_the_same_events(name: str, store: Any,
     }
     assert frame.rows() == [(1, 31, 2.5, 1260759144), (2, 1029, 5.0, 1260759179)]
     assert imported.num_rows == 2
-    assert inspect_files(store, pin_inputs(store), 4.0).num_rows == 2
+    assert inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS).num_rows == 2
 
 
 @pytest.mark.parametrize("name", TITLES)
@@ -117,7 +120,7 @@ def test_a_team_s_own_parquet_goes_in_byte_by_byte(store: Any, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["_hidden.csv", ".csv", "--.csv", "日本.csv"])
 def test_an_odd_file_name_never_becomes_a_key_that_the_night_overlooks(name: str, store: Any, tmp_path: Path) -> None:
     import_ratings(write(tmp_path, name, RATINGS["ratings.csv"]), store)
-    assert len(pin_inputs(store)) == 1
+    assert len(pin_inputs(store, SETTINGS)) == 1
 
 
 @pytest.mark.parametrize("read", [import_ratings, import_titles])
@@ -242,9 +245,9 @@ def test_movielens_comes_in_as_grouplens_counts_it(
     assert titles_source is not None
     import_ratings(source, store)
     import_titles(titles_source, store)
-    schema = inspect_files(store, pin_inputs(store), 4.0)
-    decided = decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema))
-    night = digest(schema, tmp_path, as_of=decided, like_threshold=4.0)
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
+    decided = decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema, SETTINGS))
+    night = digest(schema, tmp_path, as_of=decided, settings=SETTINGS)
     assert decided.isoformat() == as_of
     assert (night.rows_in, night.num_users, night.num_items, night.quarantined) == (rows, users, items, {})
     titles = read_titles(store)

@@ -33,18 +33,15 @@ from tasks.errors import (
 )
 from tasks.ingest import opening
 from tasks.ingest.child import digest_apart
-from tasks.ingest.events import last_event_at, rules
-from tasks.ingest.inspection import (
-    ensure_unchanged,
-    input_fingerprint,
-    inspect_files,
-    pin_inputs,
-    pinned_while_reading,
-)
+from tasks.ingest.events import last_event_at
+from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest, ensure_counts_add_up
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned, write_pinned
+from tasks.ingest.rules import rules
+from tasks.ingest.sources import ensure_unchanged, input_fingerprint, pin_inputs, pinned_while_reading
 from tasks.store import LocalStore, open_store
 
+SETTINGS = IngestConfig()
 AS_OF = date(2026, 11, 23)
 MIDNIGHT_S = int(datetime(2026, 11, 23, tzinfo=UTC).timestamp())
 NOON_S = MIDNIGHT_S - 43_200
@@ -75,10 +72,11 @@ def plain_table(**types: pa.DataType) -> pa.Table:
     return pa.table({name: pa.array(values, types.get(name)) for name, values in PLAIN.items()})
 
 
-def read_night(store: Any, folder: Path, *, as_of: date = AS_OF, like_threshold: float | None = 4.0) -> Interactions:
+def read_night(store: Any, folder: Path, *, as_of: date = AS_OF, **settings: Any) -> Interactions:
     folder.mkdir(parents=True, exist_ok=True)
-    schema = inspect_files(store, pin_inputs(store), like_threshold)
-    return digest(schema, folder, as_of=as_of, like_threshold=like_threshold)
+    source = IngestConfig(**settings)
+    schema = inspect_files(store, pin_inputs(store, source), source)
+    return digest(schema, folder, as_of=as_of, settings=source)
 
 
 def with_rows(*rows: tuple[Any, Any, Any, Any]) -> dict[str, list[Any]]:
@@ -169,6 +167,7 @@ def test_a_float32_rating_equal_to_the_threshold_is_a_like(store: Any, tmp_path:
 # ---- the rules
 
 WORLD_END_S = 10**18
+YEAR_2999_S = 32_472_144_000
 BAD_ROWS: dict[str, tuple[Any, Any, Any, Any]] = {
     "null_user_id": (None, "tea", 5.0, NOON_S),
     "null_item_id": ("ada", None, 5.0, NOON_S),
@@ -176,16 +175,18 @@ BAD_ROWS: dict[str, tuple[Any, Any, Any, Any]] = {
     "malformed_item_id": ("ada", "t\x00a", 5.0, NOON_S),
     "null_rating": ("ada", "tea", None, NOON_S),
     "not_finite_rating": ("ada", "tea", float("nan"), NOON_S),
+    "absurd_rating": ("ada", "tea", 1e30, NOON_S),
     "null_timestamp": ("ada", "tea", 5.0, None),
     "timestamp_before_1970": ("ada", "tea", 5.0, -1),
-    "timestamp_in_future": ("ada", "tea", 5.0, MIDNIGHT_S),
+    "timestamp_after_9999": ("ada", "tea", 5.0, WORLD_END_S),
+    "timestamp_in_future": ("ada", "tea", 5.0, YEAR_2999_S),
 }
 
 
 def test_every_rule_has_its_bad_row_here(store: Any) -> None:
     put(store, PLAIN)
-    schema = inspect_files(store, pin_inputs(store), 4.0)
-    assert list(rules(schema, as_of=AS_OF)) == list(BAD_ROWS)
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
+    assert [rule.name for rule in rules(schema.files[0], schema, SETTINGS)] == list(BAD_ROWS)
 
 
 @pytest.mark.parametrize("rule", BAD_ROWS)
@@ -212,8 +213,8 @@ def test_a_bad_row_is_refused_under_its_rule_and_changes_no_byte_of_the_rest(rul
         ("malformed_item_id", ("ada", "\x85", 5.0, NOON_S)),
         ("not_finite_rating", ("ada", "tea", float("inf"), NOON_S)),
         ("not_finite_rating", ("ada", "tea", float("-inf"), NOON_S)),
-        ("timestamp_in_future", ("ada", "tea", 5.0, WORLD_END_S)),
-        ("timestamp_in_future", ("ada", "tea", 5.0, 2**63 - 1)),
+        ("absurd_rating", ("ada", "tea", -1e7, NOON_S)),
+        ("timestamp_after_9999", ("ada", "tea", 5.0, 2**63 - 1)),
         ("timestamp_before_1970", ("ada", "tea", 5.0, -(2**63))),
         ("null_user_id", (None, None, None, None)),  # the first rule names the row
     ],
@@ -244,7 +245,7 @@ def test_all_bad_rows_together_are_counted_and_the_counts_add_up(store: Any, tmp
     night = read_night(store, tmp_path)
     assert night.quarantined == dict.fromkeys(BAD_ROWS, 2)
     assert night.rows_in == night.kept + night.below_threshold + night.duplicate + sum(night.quarantined.values())
-    assert (night.rows_in, night.duplicate) == (24, 1)
+    assert (night.rows_in, night.duplicate) == (28, 1)
 
 
 def test_counts_that_do_not_add_up_end_the_night(store: Any, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_counts_that_do_not_add_up_end_the_night(store: Any, tmp_path: Path) -> 
 
 
 def test_extreme_but_good_ratings_pass(store: Any, tmp_path: Path) -> None:
-    put(store, with_rows(("dan", "tea", 1e30, NOON_S), ("dan", "jam", -1e30, NOON_S)))
+    put(store, with_rows(("dan", "tea", 1e6, NOON_S), ("dan", "jam", -1e6, NOON_S)))
     night = read_night(store, tmp_path)
     assert (night.kept, night.below_threshold, night.quarantined) == (5, 2, {})
 
@@ -293,12 +294,15 @@ SPREAD = """
 import sys
 from datetime import date
 from pathlib import Path
-from tasks.ingest.inspection import inspect_files, pin_inputs
+from tasks.ingest.inspection import inspect_files
+from tasks.ingest.sources import pin_inputs
+from tasks.config import IngestConfig
 from tasks.ingest.interactions import digest
+from tasks.ingest.sources import pin_inputs
 from tasks.store import open_store
 store = open_store(sys.argv[1])
-schema = inspect_files(store, pin_inputs(store), 4.0)
-digest(schema, Path(sys.argv[2]), as_of=date(2026, 11, 23), like_threshold=4.0)
+schema = inspect_files(store, pin_inputs(store, IngestConfig()), IngestConfig())
+digest(schema, Path(sys.argv[2]), as_of=date(2026, 11, 23), settings=IngestConfig())
 """
 
 
@@ -347,7 +351,7 @@ def test_control_files_and_hidden_names_do_no_harm(store: Any, tmp_path: Path) -
     for key in ("events/dt=2026-11-22/_SUCCESS", "events/manifest.json", "events/_tmp/x.parquet", "events/.x.parquet"):
         store.put_once(key, b"not an event")
     store.put_once("elsewhere/x.parquet", b"not an event")
-    assert [found.key for found in pin_inputs(store)] == ["events/dt=2026-11-22/events.parquet"]
+    assert [found.key for found in pin_inputs(store, SETTINGS)] == ["events/dt=2026-11-22/events.parquet"]
     assert read_night(store, tmp_path).rows_in == 5
 
 
@@ -366,17 +370,17 @@ def test_odd_file_names_are_read_as_they_are(name: str, store: Any, tmp_path: Pa
 def test_no_event_files_says_where_and_what_to_put(store: Any) -> None:
     store.put_once("events/_SUCCESS", b"")
     with pytest.raises(InputMissing, match=r"store/events.*user_id, item_id, rating and timestamp"):
-        pin_inputs(store)
+        pin_inputs(store, SETTINGS)
 
 
 def test_the_fingerprint_names_keys_sizes_and_versions_in_any_order(store: Any) -> None:
     put(store, PLAIN, "events/a.parquet")
     put(store, PLAIN, "events/b.parquet")
-    pinned = pin_inputs(store)
+    pinned = pin_inputs(store, SETTINGS)
     before = input_fingerprint(pinned)
     assert input_fingerprint(pinned[::-1]) == before
     (folder_of(store) / "events/b.parquet").write_bytes(b"other")
-    assert input_fingerprint(pin_inputs(store)) != before
+    assert input_fingerprint(pin_inputs(store, SETTINGS)) != before
 
 
 # ---- files that are not what they seem
@@ -416,7 +420,7 @@ def test_a_file_that_is_no_parquet_is_named(corruption: str, store: Any) -> None
     put(store, PLAIN, "events/a.parquet")
     store.put_once("events/broken.parquet", CORRUPTIONS[corruption](parquet_bytes()))
     with pytest.raises(InputCorrupt, match=r"events/broken\.parquet"):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 def test_broken_pages_under_a_good_footer_are_named(store: Any, tmp_path: Path) -> None:
@@ -430,7 +434,7 @@ def test_broken_pages_under_a_good_footer_are_named(store: Any, tmp_path: Path) 
 def test_a_fault_while_reading_has_a_name_and_a_place_and_quotes_no_row(store: Any, tmp_path: Path) -> None:
     put(store, PLAIN)
     with pytest.raises(ReaderFailed, match=r"1 input files ended in AssertionError \(child\.py:\d+\)") as fault:
-        digest_apart(store.uri, pin_inputs(store), tmp_path, as_of=None, like_threshold=4.0)  # type: ignore[arg-type]
+        digest_apart(store.uri, pin_inputs(store, SETTINGS), tmp_path, as_of=None, settings=SETTINGS)  # type: ignore[arg-type]
     assert "ada" not in str(fault.value)
 
 
@@ -441,7 +445,7 @@ def test_a_footer_that_claims_more_rows_than_its_file_can_hold_is_refused(store:
     same = {"user_id": [1], "item_id": [1], "rating": [5.0], "timestamp": [NOON_S]}
     put(store, pa.table({name: values * many for name, values in same.items()}))
     with pytest.raises(InputCorrupt, match=r"claims 400,000 rows"):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -456,7 +460,7 @@ def test_a_mutated_file_ends_in_a_named_error_or_in_counts_that_add_up(
     store.put_once("events/a.parquet", good[:at] + junk + good[at + len(junk) :])
     with suppress(InputCorrupt, SchemaDrift, InputMissing, NothingLiked, GraphTooSmall):
         # In a child, as a night does it: some mutations abort the process that decodes them.
-        night = digest_apart(store.uri, pin_inputs(store), folder, as_of=AS_OF, like_threshold=4.0)
+        night = digest_apart(store.uri, pin_inputs(store, SETTINGS), folder, as_of=AS_OF, settings=SETTINGS)
         ensure_counts_add_up(night)
 
 
@@ -465,7 +469,7 @@ def test_a_file_that_kills_its_reader_is_found_among_good_ones_and_named(store: 
         put(store, PLAIN, f"events/{name}.parquet")
     store.put_once("events/c.parquet", deadly_parquet())
     with pytest.raises(InputCorrupt, match=r"events/c\.parquet ends every process that reads it \(SIGABRT\)"):
-        digest_apart(store.uri, pin_inputs(store), tmp_path, as_of=AS_OF, like_threshold=4.0)
+        digest_apart(store.uri, pin_inputs(store, SETTINGS), tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 # ---- schemas
@@ -478,7 +482,7 @@ def test_a_missing_column_is_named_with_its_file(column: str, position: str, sto
         table = plain_table()
         put(store, table.drop_columns(column) if name == position else table, f"events/{name}.parquet")
     with pytest.raises(SchemaDrift, match=rf"events/{position}\.parquet: column '{column}': found no such column"):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +504,7 @@ def test_a_column_of_the_wrong_type_is_named_with_what_was_found_and_wanted(
 ) -> None:
     put(store, pa.table({**PLAIN, column: pa.array(values * 5, kind)}))
     with pytest.raises(SchemaDrift, match=rf"events/a\.parquet: column '{column}': found .*, wanted (an|a) "):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 def test_names_that_differ_by_case_or_stand_twice_are_drift(tmp_path: Path) -> None:
@@ -511,7 +515,7 @@ def test_names_that_differ_by_case_or_stand_twice_are_drift(tmp_path: Path) -> N
     put(twice, table.append_column("rating", table["rating"]))
     for store, found in [(renamed, "the name 'User_ID'"), (both, "the name 'ITEM_ID'"), (twice, "2 times")]:
         with pytest.raises(SchemaDrift, match=found):
-            inspect_files(store, pin_inputs(store), 4.0)
+            inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 def test_extra_columns_may_come_and_go(store: Any, tmp_path: Path) -> None:
@@ -555,14 +559,14 @@ def test_integers_of_several_widths_widen_and_text_beside_them_is_drift(store: A
     with pytest.raises(
         SchemaDrift, match=r"c\.parquet: column 'user_id': found String, wanted Int32, as in .*a\.parquet"
     ):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 def test_a_uint64_beside_signed_ids_is_drift_because_widening_would_change_ids(store: Any) -> None:
     put(store, NUMBERS, "events/a.parquet")
     put(store, pa.table({**NUMBERS, "user_id": pa.array([2**64 - 1] * 5, pa.uint64())}), "events/b.parquet")
     with pytest.raises(SchemaDrift, match="found UInt64, wanted Int64"):
-        inspect_files(store, pin_inputs(store), 4.0)
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -626,7 +630,7 @@ def test_only_refused_rows_are_missing_input_with_the_count_of_each_rule(store: 
 
 def test_milliseconds_where_seconds_are_wanted_are_guessed_aloud(store: Any, tmp_path: Path) -> None:
     put(store, {**PLAIN, "timestamp": [second * 1_000 for second in PLAIN["timestamp"]]})
-    with pytest.raises(InputMissing, match=r"timestamp_in_future 5.*milliseconds where seconds"):
+    with pytest.raises(InputMissing, match=r"timestamp_after_9999 5.*milliseconds where seconds"):
         read_night(store, tmp_path)
 
 
@@ -654,7 +658,7 @@ def test_one_user_or_one_item_is_no_graph(column: str, store: Any, tmp_path: Pat
 
 def test_a_file_swapped_during_the_night_is_noticed(store: Any) -> None:
     put(store, PLAIN, "events/a.parquet")
-    pinned = pin_inputs(store)
+    pinned = pin_inputs(store, SETTINGS)
     path = folder_of(store) / "events/a.parquet"
     swapped = bytearray(path.read_bytes())
     swapped[20] ^= 1  # the same size, other bytes
@@ -666,25 +670,25 @@ def test_a_file_swapped_during_the_night_is_noticed(store: Any) -> None:
 def test_a_file_that_vanishes_is_noticed_and_a_new_one_is_welcome(store: Any, tmp_path: Path) -> None:
     put(store, PLAIN, "events/a.parquet")
     put(store, PLAIN, "events/b.parquet")
-    pinned = pin_inputs(store)
+    pinned = pin_inputs(store, SETTINGS)
     put(store, PLAIN, "events/c.parquet")
     ensure_unchanged(store, pinned)
-    schema = inspect_files(store, pinned, 4.0)
+    schema = inspect_files(store, pinned, SETTINGS)
     (folder_of(store) / "events/b.parquet").unlink()
     with pytest.raises(InputUnstable, match=r"events/b\.parquet vanished"):
         ensure_unchanged(store, pinned)
     with pytest.raises(InputUnstable, match=r"events/b\.parquet vanished"):
-        inspect_files(store, pinned, 4.0)
+        inspect_files(store, pinned, SETTINGS)
     with pytest.raises(InputUnstable, match="vanished"):
-        digest(schema, tmp_path, as_of=AS_OF, like_threshold=4.0)
+        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_a_file_cut_off_under_the_reader_is_unstable_rather_than_corrupt(store: Any) -> None:
     put(store, PLAIN)
-    pinned = pin_inputs(store)
+    pinned = pin_inputs(store, SETTINGS)
     (folder_of(store) / "events/a.parquet").write_bytes(parquet_bytes()[:-50])
     with pytest.raises(InputUnstable), pinned_while_reading(store, pinned):
-        inspect_files(store, pinned, 4.0)
+        inspect_files(store, pinned, SETTINGS)
 
 
 # ---- which night
@@ -693,19 +697,23 @@ def test_a_file_cut_off_under_the_reader_is_unstable_rather_than_corrupt(store: 
 def test_the_last_event_decides_when_nobody_gave_a_date(store: Any) -> None:
     put(store, PLAIN)
     set_modified_at(store, datetime(2026, 11, 22, 13, tzinfo=UTC))
-    assert last_event_at(inspect_files(store, pin_inputs(store), 4.0)) == datetime.fromtimestamp(NOON_S + 4, UTC)
+    assert last_event_at(
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS), SETTINGS
+    ) == datetime.fromtimestamp(NOON_S + 4, UTC)
 
 
 def test_one_absurd_timestamp_does_not_choose_the_date(store: Any) -> None:
     put(store, with_rows(("ada", "tea", 5.0, NOON_S + 3 * 86_400), ("ada", "tea", 5.0, WORLD_END_S)))
     set_modified_at(store, datetime(2026, 11, 22, 13, tzinfo=UTC))
-    assert last_event_at(inspect_files(store, pin_inputs(store), 4.0)) == datetime.fromtimestamp(NOON_S + 4, UTC)
+    assert last_event_at(
+        inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS), SETTINGS
+    ) == datetime.fromtimestamp(NOON_S + 4, UTC)
 
 
 def test_no_valid_event_gives_no_date(store: Any) -> None:
     put(store, {**PLAIN, "user_id": [""] * 5})
     with pytest.raises(InputMissing, match="there is no date to work for"):
-        last_event_at(inspect_files(store, pin_inputs(store), 4.0))
+        last_event_at(inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS), SETTINGS)
 
 
 def set_modified_at(store: Any, instant: datetime) -> None:
@@ -755,7 +763,7 @@ def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: 
     put(store, PLAIN)
     run = plan(store, tmp_path, as_of=AS_OF)
     assert Path(run.inputs_path).parent == Path(run.work_folder)
-    assert read_pinned(run.inputs_path) == pin_inputs(store)
+    assert read_pinned(run.inputs_path) == pin_inputs(store, SETTINGS)
     assert json.loads(Path(run.inputs_path).read_text())[0]["key"] == "events/a.parquet"
     Path(run.inputs_path).unlink()
     with pytest.raises(InputUnstable, match="somebody emptied the work folder meanwhile"):
@@ -763,7 +771,7 @@ def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: 
     (tmp_path / "a file").write_text("")
     with pytest.raises(RunConfigError, match=r"cannot be written \(File exists\).*Set NIGHTGRAPH_WORK"):
         write_pinned([], tmp_path / "a file" / "inputs.json")
-    assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store)[0].num_bytes)
+    assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store, SETTINGS)[0].num_bytes)
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_read(tmp_path: Path, monkeypatch: Any) -> None:

@@ -10,13 +10,16 @@ import pytest
 import s3fs
 from fsspec.asyn import sync
 
+from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputUnstable, StoreUnavailable
 from tasks.ingest.events import last_event_at, naming_read_errors
-from tasks.ingest.inspection import ensure_unchanged, inspect_files, pin_inputs, pinned_while_reading
+from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
+from tasks.ingest.sources import ensure_unchanged, pin_inputs, pinned_while_reading
 from tasks.ingest.town import write_town
 from tasks.store import open_store
 
+SETTINGS = IngestConfig()
 AS_OF = date(2026, 11, 23)
 
 
@@ -42,9 +45,9 @@ def test_the_town_read_from_s3_and_from_a_folder_gives_the_same_bytes(s3_store: 
         store, folder = open_store(uri), tmp_path / str(number)
         folder.mkdir()
         write_town(store)
-        schema = inspect_files(store, pin_inputs(store), 4.0)
-        night = digest(schema, folder, as_of=AS_OF, like_threshold=4.0)
-        assert last_event_at(schema).date() == date(2026, 11, 22)
+        schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
+        night = digest(schema, folder, as_of=AS_OF, settings=SETTINGS)
+        assert last_event_at(schema, SETTINGS).date() == date(2026, 11, 22)
         written.append([Path(night.seen_path).read_bytes(), Path(night.quarantine_path).read_bytes()])
     assert written[0] == written[1]
 
@@ -53,36 +56,36 @@ def test_the_town_read_from_s3_and_from_a_folder_gives_the_same_bytes(s3_store: 
 def test_odd_keys_are_read_as_they_are(name: str, s3_store: str, tmp_path: Path) -> None:
     store = open_store(s3_store)
     put_plain(store, f"events/{name}.parquet")
-    schema = inspect_files(store, pin_inputs(store), 4.0)
-    assert digest(schema, tmp_path, as_of=AS_OF, like_threshold=4.0).rows_in == 3
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
+    assert digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS).rows_in == 3
 
 
 def test_an_object_swapped_during_the_night_is_noticed(s3_store: str) -> None:
     store = open_store(s3_store)
     put_plain(store)
     put_plain(store, "events/other.parquet", repeat=2)
-    pinned = pin_inputs(store)
+    pinned = pin_inputs(store, SETTINGS)
     ensure_unchanged(store, pinned)
     other, _ = store.read("events/other.parquet")
     past_the_store(store, "put_object", "events/a.parquet", Body=other)
     with pytest.raises(InputUnstable, match=r"events/a\.parquet was replaced"), pinned_while_reading(store, pinned):
-        inspect_files(store, pinned[1:], 4.0)
+        inspect_files(store, pinned[1:], SETTINGS)
     past_the_store(store, "put_object", "events/a.parquet", Body=other[:-99])
     with pytest.raises(InputUnstable, match=r"events/a\.parquet was replaced"), pinned_while_reading(store, pinned):
-        inspect_files(store, pinned, 4.0)
+        inspect_files(store, pinned, SETTINGS)
 
 
 def test_an_object_deleted_between_the_listing_and_the_scan_is_unstable(s3_store: str, tmp_path: Path) -> None:
     store = open_store(s3_store)
     put_plain(store)
     put_plain(store, "events/b.parquet")
-    pinned = pin_inputs(store)
-    schema = inspect_files(store, pinned, 4.0)
+    pinned = pin_inputs(store, SETTINGS)
+    schema = inspect_files(store, pinned, SETTINGS)
     past_the_store(store, "delete_object", "events/b.parquet")
     with pytest.raises(InputUnstable, match=r"events/b\.parquet vanished"):
-        inspect_files(store, pinned, 4.0)
+        inspect_files(store, pinned, SETTINGS)
     with pytest.raises(InputUnstable, match="vanished while"):
-        digest(schema, tmp_path, as_of=AS_OF, like_threshold=4.0)
+        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_broken_pages_in_an_object_are_named(s3_store: str, tmp_path: Path) -> None:
@@ -90,15 +93,15 @@ def test_broken_pages_in_an_object_are_named(s3_store: str, tmp_path: Path) -> N
     put_plain(store)
     good, _ = store.read("events/a.parquet")
     store.put_once("events/broken.parquet", good[:4] + b"\xff" * 100 + good[104:])
-    schema = inspect_files(store, pin_inputs(store), 4.0)
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
     with pytest.raises(InputCorrupt, match=r"s3://.*events/broken\.parquet"):
-        digest(schema, tmp_path, as_of=AS_OF, like_threshold=4.0)
+        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_a_store_that_falls_silent_during_the_scan_is_unavailable_not_corrupt(s3_store: str) -> None:
     store = open_store(s3_store)
     put_plain(store)
-    schema = inspect_files(store, pin_inputs(store), 4.0)
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
     # What the engine raises after seven seconds of tries.
     refused = ConnectionRefusedError("object-store error: Generic S3 error: Error performing GET")
     with pytest.raises(StoreUnavailable, match="stopped answering"), naming_read_errors(schema):

@@ -9,15 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tasks.config import NightlyConfig
+from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Tables
 from tasks.errors import InputCorrupt, InputUnstable, NothingAllowed, SchemaDrift, TableInvalid
-from tasks.ingest.inspection import inspect_files, pin_inputs, pin_tables
+from tasks.ingest.inspection import inspect_files
 from tasks.ingest.opening import plan_run
+from tasks.ingest.sources import pin_inputs, pin_tables
 from tasks.ingest.tables import MOST_SEGMENTS, digest_tables, inspect_tables
 from tasks.ingest.task import ingest, read_tables
 from tasks.store import LocalStore, open_store
 
+SETTINGS = IngestConfig()
 AS_OF = date(2026, 11, 23)
 NOON_S = int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp())
 EVENTS = {
@@ -43,7 +45,7 @@ def put(store: Any, key: str, columns: Any) -> None:
 
 def read(store: Any, folder: Path) -> Tables:
     folder.mkdir(parents=True, exist_ok=True)
-    schema = inspect_files(store, pin_inputs(store), 4.0)
+    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
     seen = folder / "seen.parquet"
     pl.DataFrame(EVENTS if schema.user_id == pl.String else _numbered()).write_parquet(seen)
     return digest_tables(inspect_tables(store, pin_tables(store), schema), str(seen), folder)
