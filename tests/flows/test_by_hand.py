@@ -269,7 +269,7 @@ def test_a_bad_setting_ends_before_anything_is_started(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "nonsense"], r"no setting nonsense.*GROUP\.FIELD=VALUE.*ingest: like_threshold; graph: split, "),
+        (["--set", "nonsense"], r"no setting nonsense.*GROUP\.FIELD=VALUE.*ingest: prefixes, .*; graph: split, "),
         (["--set", "train.widht=8"], r"no setting train\.widht.*train: ranks, nodes, rdzv_endpoint, split"),
         (["--set", "trian.width=8"], r"no setting trian\.width.*groups and fields are ingest: "),
         (["--set", "train.width"], r"train\.width has no value.*train\.width=VALUE"),
