@@ -119,6 +119,10 @@ class CountsDisagree(NightError):
     """Rows went missing or appeared between two counts: a bug here, never a property of the data."""
 
 
+class RegistryInvalid(NightError):
+    """A file of the id registry is gone, damaged, or full."""
+
+
 class LeakDetected(NightError):
     """A training event is later than the events it would be judged on."""
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from tasks.errors import RunConfigError
 from tasks.store.contract import Listing, Store, StoredObject
 from tasks.store.local import LocalStore
+from tasks.store.outcome import settle
 from tasks.store.s3 import S3Store
 
-__all__ = ["Listing", "LocalStore", "S3Store", "Store", "StoredObject", "open_store"]
+__all__ = ["Listing", "LocalStore", "S3Store", "Store", "StoredObject", "open_store", "settle"]
 
 
 def open_store(uri: str) -> Store:

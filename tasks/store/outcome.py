@@ -1,0 +1,42 @@
+"""What became of a create-only write whose answer may be lost: it is read, never concluded from an error."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from tasks.errors import ObjectExists, ObjectNotFound, StoreUnavailable
+from tasks.store.contract import Store
+
+log = logging.getLogger("nightgraph.store")
+
+
+def settle(
+    store: Store,
+    key: str,
+    content: bytes,
+    *,
+    deadline_s: float = 120.0,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> bytes | None:
+    """Write `content` under `key` unless something is there, and return what stands there: ours, or somebody's.
+
+    None: the store did not say before the deadline, so either may be true; nothing was deleted.
+    """
+    give_up_at = clock() + deadline_s
+    pause_s = 0.2
+    while True:
+        try:
+            store.put_once(key, content)
+            return content
+        except ObjectExists:
+            pass  # perhaps by our own first try, whose answer got lost
+        except StoreUnavailable as error:
+            log.warning("the outcome of writing %s is unknown, reading it back: %s", key, error)
+        try:
+            return store.read(key)[0]
+        except (ObjectNotFound, StoreUnavailable):
+            if clock() + pause_s > give_up_at:
+                return None
+            sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
