@@ -172,14 +172,52 @@ def _drop_old_nights(current: Path) -> None:
                 _drop_unless_held(folder)
 
 
-def _drop_unless_held(folder: Path) -> None:
+def _drop_unless_held(folder: Path) -> bool:
+    """False where that night is running."""
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # that night is running
+            return False
         log.info("dropping the scratch of the night of %s", folder.name)
         shutil.rmtree(folder)
+        return True
+
+
+def drop_scratch_of_nights(work_root: str, store_uri: str) -> list[str]:
+    """Everything that unfinished nights of this store left on this machine. Returns the dates that are being worked on.
+
+    Somebody who was forgotten stands in there. A night that goes on from nothing computes again, without them.
+    """
+    of_store = work_folder(work_root, store_uri, date.min).parent
+    folders = sorted(path for path in of_store.glob("*") if path.is_dir())
+    return [folder.name for folder in folders if not _drop_unless_held(folder)]
+
+
+@contextmanager
+def hold_scratch_to_forget(work_root: str, store_uri: str) -> Iterator[Path]:
+    """An empty folder for this process alone, gone at the end; a killed one's is emptied by the next.
+
+    Raises NightInProgress where another process on this machine forgets for the same store.
+    """
+    of_store = work_folder(work_root, store_uri, date.min).parent
+    folder = of_store.with_name(f"{of_store.name}-forget")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NightInProgress(
+                f"another process on this machine is forgetting people of this store (lock {folder / 'lock'}). Nothing "
+                "was started. Wait for it, then run again."
+            ) from None
+        scratch = folder / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 # ---- stages

@@ -1,6 +1,11 @@
-"""A Parquet file once more, without some of its rows: what forgetting does to whatever nights have written."""
+"""Whatever nights have written, once more without somebody's rows: what forgetting does to Parquet files.
 
-from collections.abc import Callable
+Who was forgotten stands in a file by id, or by row of the registry. `Theirs` says of the columns that a file may have
+whose rows have to go; a column that it does not have says nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,31 +14,58 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Of a column's values, which belong to somebody who was forgotten; as many booleans, none of them null.
-IsForgotten: TypeAlias = Callable[[pl.Series], pl.Series]
+from tasks.errors import ObjectNotFound, UploadCorrupt
+from tasks.store import Store, StoredObject
+
+# Column -> of its values, which belong to somebody who was forgotten: as many booleans, none of them null.
+Theirs: TypeAlias = dict[str, Callable[[pl.Series], pl.Series]]
 
 
-def holds(stream: Any, column: str, is_forgotten: IsForgotten) -> bool:
-    """Whether a row of theirs is in there; not where there is no such column. Reads that one, a row group at a time."""
-    with pq.ParquetFile(stream, pre_buffer=True) as file:
-        return column in file.schema_arrow.names and any(
-            is_forgotten(_series(file.read_row_group(group, [column])[column]).unique()).any()
-            for group in range(file.num_row_groups)
+def holds(store: Store, key: str, theirs: Theirs) -> bool:
+    """Whether a row of theirs is in there. Reads those columns, a row group at a time.
+
+    Raises UploadCorrupt where it cannot be read as Parquet, ObjectNotFound.
+    """
+    with _naming_damage(store, key), store.open(key) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        columns = [name for name in theirs if name in file.schema_arrow.names]
+        groups = range(file.num_row_groups) if columns else range(0)
+        return any(
+            theirs[name](values.unique()).any()
+            for group in groups
+            for name, values in _columns(file.read_row_group(group, columns), columns)
         )
 
 
-def write_without(source: Path, target: Path, column: str, is_forgotten: IsForgotten) -> pl.DataFrame:
+def still_holding(
+    store: Store, folders: Iterable[str], theirs: Theirs, *, in_use: frozenset[str], failed: dict[str, str]
+) -> list[StoredObject]:
+    """What holds somebody and nothing leads to. What cannot be looked into is noted in `failed`."""
+    found = []
+    for stored in (one for folder in folders for one in store.list(folder)):
+        if stored.key in in_use or not stored.key.endswith(".parquet"):
+            continue
+        try:
+            if holds(store, stored.key, theirs):
+                found.append(stored)
+        except (UploadCorrupt, ObjectNotFound) as error:
+            failed[stored.key] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def write_without(source: Path, target: Path, theirs: Theirs) -> pl.DataFrame:
     """Everything else as it was: columns, types, order, borders of row groups. Returns the rows that were left out."""
-    left_out = []
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
-        left_out.append(schema.empty_table())
+        columns = [name for name in theirs if name in schema.names]
+        left_out = [schema.empty_table()]
         with pq.ParquetWriter(target, schema, compression="zstd") as written:
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group)
-                theirs = is_forgotten(_series(rows[column])).to_arrow()
-                left_out.append(rows.filter(theirs))
-                kept = rows.filter(pc.invert(theirs))
+                is_out = pl.Series([False]).new_from_index(0, rows.num_rows)
+                for name, values in _columns(rows, columns):
+                    is_out = is_out | theirs[name](values)
+                left_out.append(rows.filter(is_out.to_arrow()))
+                kept = rows.filter(pc.invert(is_out.to_arrow()))
                 if kept.num_rows:
                     written.write_table(kept, row_group_size=kept.num_rows)
     frame = pl.from_arrow(pa.concat_tables(left_out))
@@ -41,7 +73,24 @@ def write_without(source: Path, target: Path, column: str, is_forgotten: IsForgo
     return frame
 
 
-def _series(column: pa.ChunkedArray) -> pl.Series:
-    values = pl.from_arrow(column)
-    assert isinstance(values, pl.Series)
-    return values
+def damaged(store: Store, key: str, what: str) -> UploadCorrupt:
+    return UploadCorrupt(
+        f"{store.uri_of(key)} is not what was written: {what}, so nobody's rows can be left out of it. If a live night "
+        "names it, publish its date again with FORCE=1; else move it away. Then forget again."
+    )
+
+
+@contextmanager
+def _naming_damage(store: Store, key: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the machine's word, not that of who decodes
+            raise
+        raise damaged(store, key, "it cannot be read as Parquet") from None
+
+
+def _columns(rows: pa.Table, names: list[str]) -> Iterator[tuple[str, pl.Series]]:
+    for name in names:
+        values: Any = pl.from_arrow(rows[name])
+        yield name, values

@@ -9,15 +9,12 @@ older versions of a date, attempts that were never published) is due for removal
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
 
 from tasks import due
 from tasks.contracts import LATEST_KEY, RewrittenNights
@@ -34,8 +31,8 @@ from tasks.publish.manifest import (
 from tasks.publish.night import upload
 from tasks.publish.reader import BLOCK_BYTES
 from tasks.run import file_sha256
-from tasks.store import Store, StoredObject
-from tasks.without import IsForgotten, holds, write_without
+from tasks.store import Store
+from tasks.without import Theirs, damaged, holds, still_holding, write_without
 
 FOLDERS = ("recs", "outputs")
 FileT = TypeVar("FileT", bound=PublishedFile)
@@ -43,7 +40,7 @@ FileT = TypeVar("FileT", bound=PublishedFile)
 log = logging.getLogger("nightgraph.forget")
 
 
-def rewrite_nights(store: Store, is_forgotten: IsForgotten, *, now: datetime, scratch: Path) -> RewrittenNights:
+def rewrite_nights(store: Store, theirs: Theirs, *, now: datetime, scratch: Path) -> RewrittenNights:
     """Every date's newest version without them. What cannot be rewritten is named in `failed`, and the rest is done.
 
     Writes only, and removes nothing. `scratch` is an empty folder. Raises the Store* errors, and ManifestInvalid where
@@ -54,7 +51,7 @@ def rewrite_nights(store: Store, is_forgotten: IsForgotten, *, now: datetime, sc
     rows = 0
     for as_of in dates_with_a_commit(store):
         try:
-            left_out = _rewrite_date(store, as_of, is_forgotten, now=now, scratch=scratch)
+            left_out = _rewrite_date(store, as_of, theirs, now=now, scratch=scratch)
         except (ManifestInvalid, UploadCorrupt, ObjectNotFound) as error:
             failed[f"the night of {as_of}"] = f"{type(error).__name__}: {error}"
             continue
@@ -63,8 +60,7 @@ def rewrite_nights(store: Store, is_forgotten: IsForgotten, *, now: datetime, sc
             rows += left_out
     if (live := _latest(store)) and (newest := find_commit(store, live.as_of)):
         advance_latest(store, newest)
-    replaced = _replaced(store, is_forgotten, failed)
-    due.write_down(store, replaced)
+    due.write_down(store, still_holding(store, FOLDERS, theirs, in_use=files_in_use(store), failed=failed))
     return RewrittenNights(tuple(nights), rows, failed)
 
 
@@ -85,7 +81,7 @@ def _latest(store: Store) -> Manifest | None:
         return None
 
 
-def _rewrite_date(store: Store, as_of: date, is_forgotten: IsForgotten, *, now: datetime, scratch: Path) -> int:
+def _rewrite_date(store: Store, as_of: date, theirs: Theirs, *, now: datetime, scratch: Path) -> int:
     """Rows left out: 0 where nobody of them is in there, or nothing of the night is kept any more."""
     while True:
         standing = find_commit(store, as_of)
@@ -93,7 +89,7 @@ def _rewrite_date(store: Store, as_of: date, is_forgotten: IsForgotten, *, now: 
         if not any(_is_there(store, file) for file in _files(standing)):
             return 0
         attempt = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-        rewriting = _Rewriting(store, standing, attempt, is_forgotten, scratch)
+        rewriting = _Rewriting(store, standing, attempt, theirs, scratch)
         manifest = rewriting.new_version(now)
         if not rewriting.rows:
             return 0
@@ -121,7 +117,7 @@ class _Rewriting:
     store: Store
     standing: Manifest
     attempt: str
-    is_forgotten: IsForgotten
+    theirs: Theirs
     scratch: Path
     rows: int = 0  # left out so far, of lists and outputs together
 
@@ -160,12 +156,11 @@ class _Rewriting:
 
     def _without(self, file: FileT, key: str) -> tuple[FileT, pl.DataFrame]:
         """The file as it is where it holds nobody of them, else what was written under `key`; and the rows left out."""
-        with _naming_damage(self.store, file.key), self.store.open(file.key) as stream:
-            if not holds(stream, "user_id", self.is_forgotten):
-                return file, pl.DataFrame({"user_id": []})
+        if not holds(self.store, file.key, self.theirs):
+            return file, pl.DataFrame({"user_id": []})
         source, target = self.scratch / "as-it-was.parquet", self.scratch / "without.parquet"
         _download(self.store, file, source)
-        left_out = write_without(source, target, "user_id", self.is_forgotten)
+        left_out = write_without(source, target, self.theirs)
         written = file.model_copy(
             update={
                 "key": key,
@@ -189,37 +184,4 @@ def _download(store: Store, file: PublishedFile, path: Path) -> None:
             digest.update(block)
             target.write(block)
     if digest.hexdigest() != file.sha256:
-        raise _damaged(store, file.key, "it has another SHA-256 than it was written with")
-
-
-def _replaced(store: Store, is_forgotten: IsForgotten, failed: dict[str, str]) -> list[StoredObject]:
-    """What holds somebody and is not in use: nobody is led there who does not read it already."""
-    in_use = files_in_use(store)
-    replaced = []
-    for stored in (found for folder in FOLDERS for found in store.list(folder)):
-        if stored.key in in_use or not stored.key.endswith(".parquet"):
-            continue
-        try:
-            with _naming_damage(store, stored.key), store.open(stored.key) as stream:
-                if holds(stream, "user_id", is_forgotten):
-                    replaced.append(stored)
-        except (UploadCorrupt, ObjectNotFound) as error:
-            failed[stored.key] = f"{type(error).__name__}: {error}"
-    return replaced
-
-
-@contextmanager
-def _naming_damage(store: Store, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the machine's word, not that of who decodes
-            raise
-        raise _damaged(store, key, "it cannot be read as Parquet") from None
-
-
-def _damaged(store: Store, key: str, what: str) -> UploadCorrupt:
-    return UploadCorrupt(
-        f"{store.uri_of(key)} is not what was written: {what}, so nobody's rows can be left out of it. If it is live, "
-        "publish its date again with FORCE=1; else move it away. Then forget again."
-    )
+        raise damaged(store, file.key, "it has another SHA-256 than it was written with")

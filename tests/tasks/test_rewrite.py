@@ -28,7 +28,7 @@ NOW = datetime(2026, 11, 25, 9, tzinfo=UTC)
 
 def forget(store_uri, *users, scratch, now=NOW):
     scratch.mkdir(exist_ok=True)
-    return rewrite_nights(open_store(store_uri), lambda ids: ids.is_in(users), now=now, scratch=scratch)
+    return rewrite_nights(open_store(store_uri), {"user_id": lambda ids: ids.is_in(users)}, now=now, scratch=scratch)
 
 
 @pytest.fixture
