@@ -70,7 +70,7 @@ def spec_of(folder: Path, num_users: int, num_items: int, *, threads: int = 2, *
         "k": 20,
         "timeout_s": 60,
         "checkpoint_s": 1e9,
-        **TrainConfig().model_dump(exclude=SUPERVISION | WHERE),
+        **TrainConfig().model_dump(exclude=SUPERVISION | WHERE | {"warm_start"}),
     }
     likes = int(load_csr(folder, "liked_train").indptr[-1])
     settings["temperature"] = temperature_of(users=num_users, items=num_items, likes=likes)

@@ -29,13 +29,14 @@ from models.clock import Clock
 from models.distributed import Layout, Ranks, join_ranks
 from models.fold_in import fold_table
 from models.graph import Csr, load_adjacency, load_csr
-from models.identity import identity_of
+from models.identity import file_sha256, identity_of
 from models.lightgcn import LightGCN, Tables, spectral_start
 from models.processes import die_with_parent, keep_freed_memory
 from models.progress import Epoch, Failure, Progress, write_json
 from models.rivals import popularity
 from models.sampling import Share, Step, Triplets, TripletSampler, UserSampler
 from models.validation import Validation
+from models.warm import warm_start
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ class Spec:
     seed: int
     timeout_s: int
     checkpoint_s: float
+    start: str = ""  # tables of an earlier night to start from (models/warm.py); none: the spectral start
+    keeps_layer_0: bool = False  # leave <fit>-layer-0.safetensors, for a later night to start from
 
     def settings(self) -> dict[str, object]:
         """What decides the numbers, beside graph, code and ranks."""
         surroundings = ("graph_folder", "output_folder", "timeout_s", "checkpoint_s")
-        return {name: value for name, value in vars(self).items() if name not in surroundings}
+        settings = {name: value for name, value in vars(self).items() if name not in surroundings}
+        return settings | {"start": file_sha256(Path(self.start)) if self.start else ""}
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,11 @@ def begin(spec: Spec, ranks: Ranks, which: str, liked: Csr, clock: Clock) -> "Tr
     beat(spec, ranks)  # each part of a large graph's start takes as long as many steps
     start_ND = None
     if ranks.is_first:
-        start_ND = spectral_start(
-            layout.whole_matrix(adjacency), spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks)
-        )
+        matrix = layout.whole_matrix(adjacency)
+        if spec.start:
+            start_ND = warm_start(spec.start, which, matrix, spec.num_users, spec.seed)
+        else:
+            start_ND = spectral_start(matrix, spec.num_users, spec.width, spec.seed, lambda: beat(spec, ranks))
     start_ND = ranks.from_first(start_ND, (adjacency.num_nodes, spec.width))
     beat(spec, ranks)
     popularity_I = popularity(liked, spec.num_items)
@@ -278,9 +284,10 @@ class Training:
             found, passed_over = newest_checkpoint(self.folder, self.which, identity)
             # The best look's tables are not in the checkpoint; without them there is nothing to go on to.
             has_best = found is not None and found.state["progress"]["best_epoch"] > 0
-            if has_best and not is_as_written(tables_path(self.spec, self.which)):
+            damaged = [path.name for path in kept_paths(self.spec, self.which) if not is_as_written(path)]
+            if has_best and damaged:
                 found = None
-                passed_over.append(f"{self.which}.safetensors, the best look so far, is not what was written")
+                passed_over.append(f"{' and '.join(damaged)}, of the best look so far, are not what was written")
             for why in passed_over:
                 print(f"checkpoint passed over: {why}", flush=True)
         if self.ranks.first_decides(float(found is not None)) == 0.0:
@@ -301,6 +308,15 @@ def tables_path(spec: Spec, which: str) -> Path:
     return Path(spec.output_folder) / f"{which}.safetensors"
 
 
+def layer_0_path(spec: Spec, which: str) -> Path:
+    return Path(spec.output_folder) / f"{which}-layer-0.safetensors"
+
+
+def kept_paths(spec: Spec, which: str) -> list[Path]:
+    """What a look that is the best so far leaves."""
+    return [tables_path(spec, which), *([layer_0_path(spec, which)] if spec.keeps_layer_0 else [])]
+
+
 def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, which: str) -> None:
     """Whole or not at all, as safetensors; 4 bytes a number. Called by every rank, written by the first.
 
@@ -315,8 +331,14 @@ def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, wh
     fold_length        (1,) the length of trained rows (models/fold_in.py)
 
     What explains and folds in makes the file larger by 2 I / (U + I): as large again where I = U.
+
+    Where the spec asks for it, layer_0_ND (N, D) in a file of its own: what a later night starts from.
     """
     hop_ID = training.hop()
+    if spec.keeps_layer_0:
+        layer_0_ND = training.layout.whole(training.model.table.detach())
+        if ranks.is_first:
+            write_sealed({"layer_0_ND": layer_0_ND}, layer_0_path(spec, which))
     if ranks.is_first:
         write_sealed(tables._asdict() | {"hop_ID": hop_ID}, tables_path(spec, which))
 

@@ -219,6 +219,11 @@ class TrainConfig(_Settings):
     patience: int = Field(3, ge=1, le=100, description="Validations without a new best recall before training stops.")
     validate_every: int = Field(2, ge=1, le=100, description="Epochs between two validations.")
     learning_rate: float = Field(0.01, gt=0.0, le=1.0, description="Adam's step size at the start; it falls to zero.")
+    warm_start: bool = Field(
+        False,
+        description="Start from the tables that the newest published night of an earlier date left (graph.split "
+        "global_time only), and leave some for the next. A night starts cold where they do not fit, and says why.",
+    )
     weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Pull of all embeddings towards zero.")
     seed: int = Field(
         2020,

@@ -16,12 +16,22 @@ RULES = ("seen", "blocked", "unavailable", "unlisted", "too_new", "too_old", "se
 
 
 @dataclass(frozen=True)
+class WarmSource:
+    """The tables that an earlier night left in the store to start from (tasks/warm.py)."""
+
+    as_of: date
+    key: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One night: which date, from which pinned inputs, by which settings and code."""
 
     store_uri: str
     as_of: date  # the first day whose events are not used; also the date of the publication
-    run_key: str  # SHA-256 of date, inputs, config and code: the same key means the same result, up to rounding
+    run_key: str  # SHA-256 of date, inputs, config, code and `warm`: the same key means the same result, up to rounding
     input_fingerprint: str  # SHA-256 of the pinned listing (key, size, ETag)
     code_version: str
     config: NightlyConfig
@@ -30,6 +40,8 @@ class Run:
     inputs_path: str  # JSON: the pinned listing
     num_files: int
     num_input_bytes: int
+    warm: WarmSource | None = None  # none: training starts cold, because of
+    cold_because: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,19 @@ class Graph:
     num_validation_users: int
     num_test_users: int
     num_test_users_with_history: int
+    # The first instant of each part of a split at one moment for everybody; none where each user has their own.
+    validation_from_us: int | None = None
+    test_from_us: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One finished file on local disk that is published; of a table's files, ids of n sort before those of n+1."""
+
+    path: str
+    rows: int
+    num_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,8 @@ class Fitted:
     curve_path: str  # SVG: loss and validation recall by epoch
     num_parameters: int
     collision_rate: float = 0.0  # of the pairs of a user and a negative, how many were likes of theirs (and left out)
+    warm: OutputFile | None = None  # what the next night may start from (tasks/warm.py)
+    started: str = "cold"  # or: from which night; with the reason where it might have been warm
 
 
 @dataclass(frozen=True)
@@ -173,16 +200,6 @@ class Part:
     path: str
     rows: int
     users: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One finished Parquet file of a further output on local disk; ids of file n sort before those of file n+1."""
-
-    path: str
-    rows: int
     num_bytes: int
     sha256: str
 

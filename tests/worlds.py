@@ -14,7 +14,7 @@ from models.validation import Validation
 from tasks.contracts import Fitted, Graph
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
-from tasks.graph.split import split_by_time
+from tasks.graph.split import first_instant, split_by_time
 from tasks.run import file_sha256, fingerprint_of
 
 NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
@@ -67,11 +67,18 @@ def name(letter: str, number: int, integer_ids: bool) -> object:
     return number if integer_ids else f"{letter}{number:03d}"
 
 
-def build_graph_of(seen: pl.DataFrame, folder: Path, *, split: str = "global_time") -> Graph:
+def build_graph_of(
+    seen: pl.DataFrame,
+    folder: Path,
+    *,
+    split: str = "global_time",
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+) -> Graph:
     """The graph room's own path from pairs to arrays, without Prefect around it."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs, user_ids, item_ids = number_ids(seen)
-    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    parted = split_by_time(pairs, split=split, validation_share=validation_share, test_share=test_share)
     save_ids(folder, user_ids, item_ids)
     fingerprint = write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
     likes = {part: load_csr(folder, f"liked_{part}").counts() for part in ("train", "validation", "test", "all")}
@@ -88,6 +95,8 @@ def build_graph_of(seen: pl.DataFrame, folder: Path, *, split: str = "global_tim
         num_validation_users=int((likes["validation"] > 0).sum()),
         num_test_users=int((likes["test"] > 0).sum()),
         num_test_users_with_history=int(((likes["test"] > 0) & (likes["train"] > 0)).sum()),
+        validation_from_us=first_instant(parted, "validation", split),
+        test_from_us=first_instant(parted, "test", split),
     )
 
 

@@ -33,6 +33,18 @@ def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, t
     return parted
 
 
+def first_instant(parted: pl.DataFrame, part: str, split: str) -> int | None:
+    """When a part of the likes begins, in microseconds since 1970 UTC; none where each user has a moment of their own.
+
+    What another fit learned from likes before it, that fit's own cut being no later, is nothing that is judged here.
+    """
+    if split != "global_time":
+        return None
+    first = parted.filter(pl.col("part") == part)["first_liked_us"].min()
+    assert isinstance(first, int)
+    return first
+
+
 def _parts_by_global_time(pairs: pl.DataFrame, validation_share: float, test_share: float) -> pl.DataFrame:
     times = pairs.filter("liked")["first_liked_us"].sort()
     validation_from = times[int(len(times) * (1 - validation_share - test_share))]

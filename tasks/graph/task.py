@@ -12,7 +12,7 @@ from tasks.contracts import Graph, Interactions, Run
 from tasks.errors import is_worth_a_retry
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
-from tasks.graph.split import split_by_time
+from tasks.graph.split import first_instant, split_by_time
 from tasks.run import finish_stage
 
 log = logging.getLogger("nightgraph.graph")
@@ -52,6 +52,8 @@ def _build(run: Run, interactions: Interactions, folder: Path) -> Graph:
         num_validation_users=int(np.count_nonzero(likes["validation"])),
         num_test_users=int(np.count_nonzero(likes["test"])),
         num_test_users_with_history=int(np.count_nonzero((likes["test"] > 0) & (likes["train"] > 0))),
+        validation_from_us=first_instant(parted, "validation", settings.split),
+        test_from_us=first_instant(parted, "test", settings.split),
     )
     log.info(
         "%s users x %s items, likes: %s train, %s validation, %s test (%s)",

@@ -22,6 +22,7 @@ from tasks.ingest.sources import input_fingerprint, pin_inputs, pin_tables, pinn
 from tasks.ingest.tables import inspect_tables, is_listed
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
+from tasks.warm import find_source
 
 # The pairs and the quarantined rows are each at most what came in; the rest is for what the engine spills.
 BYTES_NEEDED_A_BYTE = 2
@@ -56,7 +57,10 @@ def plan_run(
     night = as_of or scheduled_on
     assert night is not None
     inputs = input_fingerprint(pinned)
-    run_key = fingerprint_of(night, inputs, config, code_version)
+    warm, cold_because = None, ""
+    if config.train.warm_start and config.graph.split == "global_time":  # the only one with a moment for everybody
+        warm, cold_because = find_source(store, before=night)
+    run_key = fingerprint_of(night, inputs, config, code_version, warm.sha256 if warm else "")
     folder = work_folder(work_root, store.uri, night)
     num_input_bytes = sum(found.num_bytes for found in pinned)
     log.info(
@@ -79,6 +83,8 @@ def plan_run(
         inputs_path=str(write_pinned(pinned, pin_path(folder, run_key))),
         num_files=len(pinned),
         num_input_bytes=num_input_bytes,
+        warm=warm,
+        cold_because=cold_because,
     )
 
 

@@ -2,6 +2,7 @@
 
     recs/dt=DATE/run=ATTEMPT/part-00000.parquet    the lists; write-once, and nothing but .parquet below recs/
     outputs/NAME/dt=DATE/run=ATTEMPT/part-...      what else is published, each NAME with columns of its own
+    models/dt=DATE/run=ATTEMPT/warm.safetensors    what the next night's training may start from (tasks/warm.py)
     _meta/commits/DATE/v00000001.json              the commit; write-once, never deleted
     _meta/LATEST.json                              a copy of the newest commit, what readers open first
 
@@ -111,6 +112,8 @@ class Manifest(_Written):
     files: tuple[str, ...]  # complete URIs of the lists, for readers
     parts: tuple[PublishedPart, ...]
     rewritten_at: datetime | None = None  # where reason is "forgotten": the same night without people who asked for it
+    warm: PublishedFile | None = None  # what the next night may start from; not for readers
+    started: str = ""  # where training started: cold, or from which night
     outputs: dict[str, PublishedOutput] = {}  # beside the lists, by name; nights before output format 2 have none
 
     def to_json(self) -> bytes:

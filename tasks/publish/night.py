@@ -28,6 +28,7 @@ from tasks.publish.manifest import (
 )
 from tasks.publish.reader import verify_part
 from tasks.store import Store
+from tasks.warm import warm_key
 
 log = logging.getLogger("nightgraph.publish")
 FileT = TypeVar("FileT", bound=PublishedFile)
@@ -76,6 +77,7 @@ def publish_night(
         )
         for output, files in _upload_outputs(store, run, recommendations, attempt)
     }
+    warm = _upload_warm(store, run, fitted, attempt)
     manifest = Manifest(
         format=FORMAT,
         output_format=OUTPUT_FORMAT,
@@ -105,6 +107,8 @@ def publish_night(
         files=tuple(store.uri_of(part.key) for part in parts),
         parts=parts,
         outputs=outputs,
+        warm=warm,
+        started=fitted.started,
     )
     standing = commit(store, manifest, force=run.force)
     return _published(store, standing, already=standing.attempt != attempt)
@@ -179,6 +183,18 @@ def _upload_outputs(
         )
         _tell(run, output.name, files)
         yield output, files
+
+
+def _upload_warm(store: Store, run: Run, fitted: Fitted, attempt: str) -> PublishedFile | None:
+    left = fitted.warm
+    if left is None:
+        return None
+    key = warm_key(run.as_of, attempt)
+    file = upload(
+        store, Path(left.path), PublishedFile(key=key, bytes=left.num_bytes, sha256=left.sha256, rows=left.rows)
+    )
+    _tell(run, "the tables that the next night may start from", [file])
+    return file
 
 
 def upload(store: Store, source: Path, target: FileT) -> FileT:

@@ -98,8 +98,8 @@ def _training(night: Night) -> str:
     rate = "" if fitted.learning_rate == night.config.train.learning_rate else ", half the rate after a first try"
     return (
         f"## Training\n\n{fitted.num_parameters:,} numbers on {ranks}, {fitted.device}, learning rate "
-        f"{fitted.learning_rate:g}{rate}. Epoch {fitted.epochs} was best on validation (recall "
-        f"{fitted.best_validation_recall:.4f}). {fitted.seconds_judged:.1f} s for the judged fit, "
+        f"{fitted.learning_rate:g}{rate}; started {fitted.started}. Epoch {fitted.epochs} was best on "
+        f"validation (recall {fitted.best_validation_recall:.4f}). {fitted.seconds_judged:.1f} s for the judged fit, "
         f"{fitted.seconds_served:.1f} s for the served one, {fitted.peak_bytes / 2**20:,.0f} MiB at its peak. "
         f"{fitted.collision_rate:.2%} of the negatives were likes of their user, and left out. "
         f"The curve lies beside the audit: `_meta/audits/{night.as_of}/*.svg`."

@@ -32,6 +32,7 @@ from tasks.errors import (
 from tasks.ranks import Launch, Work, run_ranks
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.train.curve import write_curve
+from tasks.train.start import COLD, Start, leave_for_the_next
 
 MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
 # The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
@@ -93,6 +94,7 @@ def fit_twice(
     *,
     k: int,
     on_progress: Callable[[dict[str, Any]], None],
+    start: Start = COLD,
 ) -> Fitted:
     """Both fits in one launch of the ranks; once more at half the learning rate where they diverge.
 
@@ -109,7 +111,9 @@ def fit_twice(
         k=k,
         timeout_s=GROUP_TIMEOUT_S,
         checkpoint_s=settings.checkpoint_s,
-        **settings.model_dump(exclude=SUPERVISION | WHERE | {"temperature"}),
+        start=start.path,
+        keeps_layer_0=settings.warm_start and graph.validation_from_us is not None,
+        **settings.model_dump(exclude=SUPERVISION | WHERE | {"temperature", "warm_start"}),
         # By the train part, for both fits: the served one must take the judged one's recipe.
         temperature=settings.temperature
         or temperature_of(users=graph.num_users, items=graph.num_items, likes=graph.num_train),
@@ -145,7 +149,13 @@ def fit_twice(
         log.warning("%s; once more, at a learning rate of %g", what, spec.learning_rate)
         result = _train(spec, launch, on_progress)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return _fitted(folder, spec, result, place)
+    if start.path:
+        Path(start.path).unlink()
+    return replace(
+        _fitted(folder, spec, result, place),
+        warm=leave_for_the_next(settings, graph, folder),
+        started=start.told,
+    )
 
 
 def _train(spec: Spec, launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

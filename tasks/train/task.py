@@ -12,6 +12,7 @@ from tasks.errors import is_worth_a_retry
 from tasks.progress import ProgressBar
 from tasks.run import finish_stage
 from tasks.train.fitting import SUPERVISION, WHERE, Place, choose_place, fit_twice
+from tasks.train.start import choose_start
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -25,7 +26,7 @@ def train(run: Run, graph: Graph) -> Fitted:
         "train",
         Fitted,
         lambda folder: _fit(run, graph, place, folder),
-        inputs=(graph.fingerprint, numbers, asdict(place), run.config.evaluate.k),
+        inputs=(graph.fingerprint, numbers, asdict(place), run.config.evaluate.k, run.warm.sha256 if run.warm else ""),
         resumes=True,
     )
 
@@ -37,7 +38,8 @@ def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
         done = 50.0 * progress["epoch"] / progress["epochs"] + (50.0 if progress["fit"] == "served" else 0.0)
         bar.tell(done, lambda: in_words(progress), is_last=progress["epoch"] == progress["epochs"])
 
-    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=tell)
+    start = choose_start(run, graph, folder)
+    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=tell, start=start)
 
 
 def in_words(progress: dict[str, Any]) -> str:

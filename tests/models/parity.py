@@ -1,6 +1,7 @@
 """What ranks compute, written down for a test to compare: `python -m tests.models.parity spec.json`, by torchrun.
 
-For each split: the gradient of the first step, and table and lists' tables after one pass.
+For each split, cold and from the spec's start: the gradient of the first step, and table and lists' tables after one
+pass.
 """
 
 import json
@@ -41,9 +42,10 @@ def main(spec_path: str) -> None:
     with join_ranks("cpu", timeout_s=60) as ranks:
         for loss in ("softmax", "bpr"):
             for split in SPLITS:
-                measured = first_step_and_one_pass(replace(spec, split=split, loss=loss), ranks)
-                if ranks.is_first:
-                    save_file(measured, Path(spec.output_folder) / f"{loss}-{split}.safetensors")
+                for begun, start in (("cold", ""), ("warm", spec.start)):
+                    measured = first_step_and_one_pass(replace(spec, split=split, loss=loss, start=start), ranks)
+                    if ranks.is_first:
+                        save_file(measured, Path(spec.output_folder) / f"{loss}-{split}-{begun}.safetensors")
 
 
 if __name__ == "__main__":
