@@ -20,6 +20,7 @@ from models.losses import bpr_loss, sampled_softmax_loss
 from models.sampling import Step, Triplets
 from models.sparse import sparse_times_dense
 
+START_ROOT_MEAN_SQUARE = 0.1  # of the table that a fit starts from: what a step of Adam is worth depends on it
 COLUMNS_AT_ONCE = 32  # each column propagates alone; so few of them keep the gathered rows in the cache
 
 
@@ -190,7 +191,7 @@ class LightGCN(nn.Module):
 def spectral_start(
     adjacency: Matrix, num_users: int, width: int, seed: int, after_each: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """The first `width` singular vectors of the normalised user-item matrix, (N, D), root mean square 0.1.
+    """The first `width` singular vectors of the normalised user-item matrix, (N, D), scaled as starts are.
 
     Training starts where a linear model would end, which saves most of the passes. Columns beyond the matrix's rank
     are drawn at random.
@@ -198,13 +199,18 @@ def spectral_start(
     left_UC, singular_C, right_IC = leading_singular_vectors(adjacency, num_users, width, seed, after_each)
     kept, root_C = len(singular_C), singular_C.sqrt()
     table_ND = torch.cat([left_UC * root_C, right_IC * root_C])
-    with one_thread():
-        mean_square = table_ND.square().mean()
-    table_ND *= 0.1 / mean_square.sqrt().clamp(min=1e-12)
+    scale_start(table_ND)
     generator = torch.Generator().manual_seed(seed + 1)
     noise_ND = 0.01 * torch.randn(len(table_ND), width, generator=generator).to(table_ND.device)
     noise_ND[:, :kept] += table_ND
     return noise_ND
+
+
+def scale_start(table_ND: Tensor) -> None:
+    """In place, to a root mean square of START_ROOT_MEAN_SQUARE. The same bits whatever the number of threads."""
+    with one_thread():
+        mean_square = table_ND.square().mean()
+    table_ND *= START_ROOT_MEAN_SQUARE / mean_square.sqrt().clamp(min=1e-12)
 
 
 def leading_singular_vectors(

@@ -11,20 +11,26 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.lightgcn import Matrix
+from models.lightgcn import Matrix, scale_start
 
 NOISE = 0.01  # of a row of which nothing is known, as in the start of a fit that knows no earlier one
 
 
 def warm_start(path: str, which: str, adjacency: Matrix, num_users: int, seed: int) -> Tensor:
-    """(N, D) float32 on the CPU. The same bits whatever the number of threads."""
+    """(N, D) float32 on the CPU. The same bits whatever the number of threads.
+
+    Scaled back to where every fit starts: training makes tables larger, and what grew night after night hardly learned
+    any more (benchmarks/README.md, "Warm start"). Scores are cosines, so the scale itself says nothing.
+    """
     with safe_open(path, framework="pt") as tables:
         table_ND = tables.get_tensor(f"{which}_ND").float()
         known_N = tables.get_tensor("known_N").bool()
     for side in (slice(0, num_users), slice(num_users, None)):
         # A node that this fit's earlier one never saw in a like has an untrained row, and is as good as new.
         known_N[side] &= torch.linalg.vector_norm(table_ND[side], dim=1) > 0
-    return fill_in(table_ND, known_N, adjacency, num_users, seed)
+    start_ND = fill_in(table_ND, known_N, adjacency, num_users, seed)
+    scale_start(start_ND)
+    return start_ND
 
 
 def fill_in(table_ND: Tensor, known_N: Tensor, adjacency: Matrix, num_users: int, seed: int) -> Tensor:
