@@ -119,6 +119,27 @@ class IngestConfig(_Settings):
         description="Events of a user with more than so many on one day (UTC) are set aside for that day as a bot's.",
     )
 
+    ready: Literal["now", "success", "quiet"] = Field(
+        "now",
+        description="When the newest day counts as all there. now: always. success: a _SUCCESS or manifest lies beside "
+        "it. quiet: its newest file is ingest.quiet_minutes old.",
+    )
+    quiet_minutes: int = Field(
+        15, ge=1, le=10_080, description="With ready=quiet: minutes without a change after which a day is all there."
+    )
+    wait_minutes: int = Field(
+        0,
+        ge=0,
+        le=10_080,
+        description="Minutes for which a late day is waited for at most; then the night ends as InputIncomplete.",
+    )
+    volume_override: Literal["none", "accept"] = Field(
+        "none", description="Go on although a day has no rows, or far fewer or more than the days before it."
+    )
+    volume_override_reason: str = Field(
+        "", max_length=500, description="Who overrides, and why. Needed with an override; stands in the manifest."
+    )
+
     @field_validator("prefixes")
     @classmethod
     def _prefixes_are_folders_of_events(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,6 +156,12 @@ class IngestConfig(_Settings):
     def _a_half_life_has_weights(self) -> "IngestConfig":
         if self.weight_half_life_days is not None and not self.event_weights:
             raise ValueError("ingest.weight_half_life_days needs ingest.event_weights: without them nothing is weighed")
+        return self
+
+    @model_validator(mode="after")
+    def _an_override_of_volume_has_a_reason(self) -> "IngestConfig":
+        if self.volume_override != "none" and len(self.volume_override_reason.strip()) < 5:
+            raise ValueError("ingest.volume_override needs ingest.volume_override_reason: who overrides, and why")
         return self
 
     @property

@@ -42,6 +42,7 @@ class Run:
     num_input_bytes: int
     warm: WarmSource | None = None  # none: training starts cold, because of
     cold_because: str = ""
+    odd_volume: str = ""  # what the check of the days' volumes found and a person overrode
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,20 @@ from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import naming_read_errors, scan_events
 from tasks.ingest.inspection import inspect_files
+from tasks.ingest.readiness import Clock, ensure_any, list_when_ready
 from tasks.ingest.rules import midnight_us
-from tasks.ingest.sources import input_fingerprint, pin_inputs, pin_tables, pinned_while_reading, table_of
+from tasks.ingest.sources import (
+    input_fingerprint,
+    night_after,
+    pin_events,
+    pin_inputs,
+    pin_tables,
+    pinned_while_reading,
+    table_of,
+    within_window,
+)
 from tasks.ingest.tables import inspect_tables, is_listed
+from tasks.ingest.volume import check_volume
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 from tasks.warm import find_source
@@ -40,22 +51,29 @@ def plan_run(
     work_root: str,
     code_version: str,
     force: bool,
+    clock: Clock,
 ) -> Run:
-    """The events are read only where neither a date nor a schedule says which night this is.
+    """The events are read only where neither a date, nor a schedule, nor the days in the keys say which night this is.
 
-    Raises InputMissing, InputCorrupt, InputUnstable, SchemaDrift, and what the store's probe raises.
+    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, SchemaDrift, VolumeAnomaly, and what the store's
+    probe raises.
     """
+    settings = config.ingest
     store.probe()
-    events, tables = pin_inputs(store, config.ingest), pin_tables(store)
+    listed = list_when_ready(store, settings, as_of or scheduled_on, clock)
+    events, tables = pin_events(listed, store, settings), pin_tables(store)
+    night = as_of or scheduled_on or night_after(events)
+    if night is None:
+        with pinned_while_reading(store, events):
+            latest = last_event_apart(store.uri, events, settings)
+        night = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
+    events = within_window(events, night, settings)
+    ensure_any(events, store, settings, night)
     pinned = [*events, *tables]
     with pinned_while_reading(store, pinned):
-        schema = inspect_files(store, events, config.ingest)
+        schema = inspect_files(store, events, settings)
         inspect_tables(store, tables, schema)
-        if as_of is None and scheduled_on is None:
-            latest = last_event_apart(store.uri, events, config.ingest)
-            as_of = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
-    night = as_of or scheduled_on
-    assert night is not None
+    odd_volume = check_volume(schema, night, settings)
     inputs = input_fingerprint(pinned)
     warm, cold_because = None, ""
     if config.train.warm_start and config.graph.split == "global_time":  # the only one with a moment for everybody
@@ -85,6 +103,7 @@ def plan_run(
         num_input_bytes=num_input_bytes,
         warm=warm,
         cold_because=cold_because,
+        odd_volume=odd_volume,
     )
 
 

@@ -21,7 +21,17 @@ DAY_FOLDER = re.compile(r"(?:dt|date|day)=(\d{4}-\d{2}-\d{2})")
 
 def pin_inputs(store: Store, settings: IngestConfig) -> list[StoredObject]:
     """The event files there are now, sorted by key; control files and hidden names are no event files."""
-    pinned = [found for prefix in settings.prefixes for found in store.list(prefix) if _is_data_file(found.key)]
+    return pin_events(list_events(store, settings), store, settings)
+
+
+def list_events(store: Store, settings: IngestConfig) -> list[StoredObject]:
+    """Everything under the prefixes, control files included, sorted by key."""
+    return sorted((found for prefix in settings.prefixes for found in store.list(prefix)), key=lambda one: one.key)
+
+
+def pin_events(listed: Sequence[StoredObject], store: Store, settings: IngestConfig) -> list[StoredObject]:
+    """The event files of a listing. Raises InputMissing where there are none."""
+    pinned = [found for found in listed if is_data_file(found.key)]
     if not pinned:
         places = " or ".join(f"{store.uri}/{prefix}" for prefix in settings.prefixes)
         raise InputMissing(
@@ -29,7 +39,7 @@ def pin_inputs(store: Store, settings: IngestConfig) -> list[StoredObject]:
             "user_id, item_id, rating and timestamp (seconds since 1970, UTC), in any folders below; or say in "
             "ingest.prefixes where they are, and in ingest.columns what their columns are called."
         )
-    return sorted(pinned, key=lambda found: found.key)
+    return pinned
 
 
 def day_of(key: str) -> date | None:
@@ -54,9 +64,21 @@ def within_window(objects: Sequence[StoredObject], as_of: date, settings: Ingest
     return [found for found in objects if (on := day_of(found.key)) is None or first <= on <= last]
 
 
+def night_after(objects: Sequence[StoredObject]) -> date | None:
+    """The day after the last one in the keys, None where a key has no day.
+
+    A day that is later than the day after its own file was written is a mistake, and chooses no date.
+    """
+    days = [(day_of(found.key), found.modified_at.date() + timedelta(days=1)) for found in objects]
+    if any(on is None for on, _ in days):
+        return None
+    last = max((on for on, latest in days if on is not None and on <= latest), default=None)
+    return None if last is None else last + timedelta(days=1)
+
+
 def pin_tables(store: Store) -> list[StoredObject]:
     """The files of the optional tables, table by table, sorted by key; there may be none."""
-    return [found for table in TABLES for found in store.list(f"{table}/") if _is_data_file(found.key)]
+    return [found for table in TABLES for found in store.list(f"{table}/") if is_data_file(found.key)]
 
 
 def table_of(key: str) -> str:
@@ -69,7 +91,7 @@ def events_of(objects: list[StoredObject]) -> list[StoredObject]:
     return [found for found in objects if table_of(found.key) not in TABLES]
 
 
-def _is_data_file(key: str) -> bool:
+def is_data_file(key: str) -> bool:
     names = key.split("/")
     return key.endswith(".parquet") and not any(name.startswith(("_", ".")) for name in names)
 

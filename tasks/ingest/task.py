@@ -2,7 +2,9 @@
 
 import logging
 import os
+import time
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tasks.contracts import Interactions, Run, Tables
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.readiness import Clock
 from tasks.ingest.sources import events_of, pinned_while_reading
 from tasks.ingest.tables import no_tables
 from tasks.run import (
@@ -44,6 +47,7 @@ def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
         work_root=os.environ.get(WORK_VARIABLE, DEFAULT_WORK),
         code_version=code_version(),
         force=force,
+        clock=Clock(now=partial(datetime.now, UTC), sleep=time.sleep),
     )
 
 

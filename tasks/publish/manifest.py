@@ -50,6 +50,8 @@ class InputSummary(_Written):
     fingerprint: str
     files: int
     bytes: int
+    odd_volume: str = ""  # what was found and overridden (tasks/ingest/volume.py)
+    override_reason: str = ""
 
 
 class CheckResult(_Written):
