@@ -25,7 +25,7 @@ log = logging.getLogger("nightgraph.ingest")
 class Clock:
     """What a night may ask of time; given to it, so that a test need not wait."""
 
-    now: Callable[[], datetime]  # UTC
+    read: Callable[[], datetime]  # UTC
     sleep: Callable[[float], None]
 
 
@@ -34,14 +34,14 @@ def list_when_ready(store: Store, settings: IngestConfig, night: date | None, cl
 
     Raises InputIncomplete at the cut-off.
     """
-    until = clock.now() + timedelta(minutes=settings.wait_minutes)
+    until = clock.read() + timedelta(minutes=settings.wait_minutes)
     wait_s = FIRST_WAIT_S
     while True:
         listed = list_events(store, settings)
-        missing = what_is_missing(listed, settings, night, clock.now())
+        missing = what_is_missing(listed, settings, night, clock.read())
         if missing is None:
             return listed
-        left_s = (until - clock.now()).total_seconds()
+        left_s = (until - clock.read()).total_seconds()
         if left_s <= 0:
             raise InputIncomplete(
                 f"{missing}, and {settings.wait_minutes} minutes of waiting are over. Nothing was started; the live "

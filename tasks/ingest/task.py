@@ -47,7 +47,7 @@ def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
         work_root=os.environ.get(WORK_VARIABLE, DEFAULT_WORK),
         code_version=code_version(),
         force=force,
-        clock=Clock(now=partial(datetime.now, UTC), sleep=time.sleep),
+        clock=Clock(read=partial(datetime.now, UTC), sleep=time.sleep),
     )
 
 

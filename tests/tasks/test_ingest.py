@@ -730,7 +730,7 @@ def plan(store: Any, work: Path, **changed: Any) -> Run:
         "work_root": str(work),
         "code_version": "1",
         "force": False,
-        "clock": Clock(now=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
+        "clock": Clock(read=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
         **changed,
     }
     return plan_run(store, settings_of_a_night.pop("config"), **settings_of_a_night)

@@ -76,7 +76,7 @@ class Watch:
         self.happens: Iterator[Any] = iter(())
 
     def clock(self) -> Clock:
-        return Clock(now=lambda: self.at, sleep=self.sleep)
+        return Clock(read=lambda: self.at, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.slept_s.append(seconds)

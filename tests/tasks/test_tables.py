@@ -69,7 +69,7 @@ def plan(store: Any, tmp_path: Path) -> Run:
         work_root=str(tmp_path / "work"),
         code_version="code",
         force=False,
-        clock=Clock(now=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
+        clock=Clock(read=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
     )
 
 
