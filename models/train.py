@@ -213,6 +213,7 @@ class Training:
     ) -> None:
         self.likeness_U, self.liked = likeness_U, liked
         self.degree_I = torch.from_numpy(popularity(liked, spec.num_items))
+        self.is_trained_N = torch.cat([torch.from_numpy(liked.counts()), self.degree_I]) > 0
         self.spec, self.ranks, self.which = spec, ranks, which
         self.layout, self.model, self.clock = layout, model, clock
         self.replica = layout.wrap(model)
@@ -332,12 +333,14 @@ def save_tables(spec: Spec, ranks: Ranks, tables: Tables, training: Training, wh
 
     What explains and folds in makes the file larger by 2 I / (U + I): as large again where I = U.
 
-    Where the spec asks for it, layer_0_ND (N, D) in a file of its own: what a later night starts from.
+    Where the spec asks for it, layer_0_ND (N, D) in a file of its own: what a later night starts from. Zeros where a
+    node has no like in this fit, and so learned nothing.
     """
     hop_ID = training.hop()
     if spec.keeps_layer_0:
         layer_0_ND = training.layout.whole(training.model.table.detach())
         if ranks.is_first:
+            layer_0_ND = layer_0_ND.cpu() * training.is_trained_N[:, None]
             write_sealed({"layer_0_ND": layer_0_ND}, layer_0_path(spec, which))
     if ranks.is_first:
         write_sealed(tables._asdict() | {"hop_ID": hop_ID}, tables_path(spec, which))

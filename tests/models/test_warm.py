@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 def start(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a judged fit of nine epochs left, for both fits of the next night."""
     folder = tmp_path_factory.mktemp("earlier")
-    spec = spec_for(graph, folder, keeps_layer_0=True, max_epochs=9)
+    spec = spec_for(graph, folder, keeps_layer_0=True, max_epochs=9, learning_rate=0.02)
     fit(spec, ALONE, "judged", epochs=9, validation=None, identity="")
     return write_start(folder / "start.safetensors", load_file(folder / "judged-layer-0.safetensors")["layer_0_ND"])
 
@@ -42,7 +43,7 @@ def write_start(path: Path, layer_0_ND: torch.Tensor) -> str:
 
 def test_a_warm_fit_begins_where_the_earlier_one_ended(graph: Graph, start: str, tmp_path: Path) -> None:
     def losses(label: str, **changes: object) -> list[float]:
-        spec = spec_for(graph, tmp_path / label, max_epochs=9, **changes)
+        spec = spec_for(graph, tmp_path / label, max_epochs=9, learning_rate=0.02, **changes)
         return [e.loss for e in fit(spec, ALONE, "judged", epochs=9, validation=None, identity="").curve]
 
     cold, warm = losses("cold"), losses("warm", start=start)
@@ -72,6 +73,22 @@ def test_known_rows_stay_and_new_ones_look_like_their_neighbours() -> None:
     torch.testing.assert_close(filled_ND[2], torch.tensor([0.0, 3.0]))  # as item 1 points, as long as users are
     torch.testing.assert_close(filled_ND[6], torch.tensor([0.0, 2.0]))  # as user 2 points; the median length of items
     assert 0 < filled_ND[[3, 7]].abs().max() < 0.1, "whom nothing known is near starts at noise"
+
+
+def test_rows_that_a_fit_did_not_train_are_left_as_zeros(tmp_path: Path) -> None:
+    """The first user likes something after the cut only: the judged fit knows nothing of them, the served one does."""
+    seen = two_taste_world().seen.with_columns(
+        first_liked_us=pl.when(pl.col("user_id") == "u000")
+        .then(pl.col("first_liked_us") + 10**15)
+        .otherwise(pl.col("first_liked_us"))
+    )
+    graph = build_graph_of(seen, tmp_path / "graph")
+    for which in ("judged", "served"):
+        spec = spec_for(graph, tmp_path, keeps_layer_0=True, max_epochs=1)
+        fit(spec, ALONE, which, epochs=1, validation=None, identity="")
+    rows = [load_file(tmp_path / f"{which}-layer-0.safetensors")["layer_0_ND"] for which in ("judged", "served")]
+    assert [bool((table[0] == 0).all()) for table in rows] == [True, False]
+    assert [int((table == 0).all(dim=1).sum()) for table in rows] == [1, 0]
 
 
 def test_a_row_that_the_earlier_fit_never_trained_counts_as_new() -> None:

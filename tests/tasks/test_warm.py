@@ -168,12 +168,12 @@ def until(share: float) -> pl.DataFrame:
 
 def test_the_second_night_goes_on_where_the_first_one_ended(shop: Shop, tmp_path: Path) -> None:
     first, second = build_graph_of(until(0.9), tmp_path / "first"), build_graph_of(until(1.0), tmp_path / "second")
-    left = shop.train(first, "yesterday", max_epochs=9)
+    left = shop.train(first, "yesterday", max_epochs=9, learning_rate=0.02)
     start = shop.start(second, left)
     assert start.told == "from the night of 2026-11-22, which knew 100 of 100 rows"
 
     def losses(name: str, path: str) -> list[float]:
-        spec = spec_for(second, tmp_path / name, start=path, max_epochs=9)
+        spec = spec_for(second, tmp_path / name, start=path, max_epochs=9, learning_rate=0.02)
         return [e.loss for e in fit(spec, ALONE, "judged", epochs=9, validation=None, identity="").curve]
 
     cold, warm = losses("cold", ""), losses("warm", start.path)
