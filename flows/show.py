@@ -13,7 +13,6 @@ from flows.by_hand import store_of
 if TYPE_CHECKING:
     import polars as pl
 
-    from tasks.config import IngestConfig
     from tasks.publish.reader import LatestNight
     from tasks.store import Store
 
@@ -86,11 +85,12 @@ def _likes_and_titles(
     from tasks.errors import NightError
     from tasks.ingest.movielens import read_titles
     from tasks.ingest.opening import scan_likes
+    from tasks.publish.manifest import ingest_settings
 
     missing = []
     likes, titles = own.lazy().select("user_id", "item_id", timestamp_us=pl.lit(0)).clear(), None
     try:
-        likes = scan_likes(store, _settings(night))
+        likes = scan_likes(store, ingest_settings(night.manifest))
     except NightError as error:
         missing.append(f"What people liked cannot be read: {error}")
     try:
@@ -103,24 +103,15 @@ def _likes_and_titles(
 def _nobody(store: "Store", night: "LatestNight", user_id: int | str) -> Exception:
     from tasks.errors import UserNotFound
     from tasks.ingest.opening import traces_of
+    from tasks.publish.manifest import ingest_settings
     from tasks.report.people import why_no_list
 
     manifest = night.manifest
-    why = why_no_list(traces_of(store, user_id, manifest.as_of, _settings(night)))
+    why = why_no_list(traces_of(store, user_id, manifest.as_of, ingest_settings(manifest)))
     return UserNotFound(
         f"the night of {manifest.as_of}, version {manifest.version}, of {store.uri} has lists for {manifest.users:,} "
         f"people, and no list for user {user_id}: {why}"
     )
-
-
-def _settings(night: "LatestNight") -> "IngestConfig":
-    """What the night knew of its events; the defaults for whatever its manifest, of an older version, does not say."""
-    from tasks.config import IngestConfig
-
-    said = night.manifest.config.get("ingest")
-    said = said if isinstance(said, dict) else {}
-    known = {name: value for name, value in said.items() if name in IngestConfig.model_fields}
-    return IngestConfig.model_validate(known)
 
 
 if __name__ == "__main__":

@@ -278,12 +278,69 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Remains:
+    """What the team's own files have of people who are to be forgotten."""
+
+    rows: dict[str, int]  # key of an event or table file -> rows that are theirs; files without any are left out
+    unread: dict[str, str]  # key -> why it could not be counted
+    met: tuple[int, ...]  # who has a row: places in the list of people that was asked for
+
+
+@dataclass(frozen=True)
+class ForgottenIds:
+    """The registry's part of an act of forgetting."""
+
+    had_a_row: int  # people with events; the others are kept out, should they ever come
+    forgotten_before: int
+    acts: int  # of forgetting in this store, up to now
+
+
+@dataclass(frozen=True)
+class RewrittenDays:
+    """Digested days and refused rows after somebody was forgotten."""
+
+    units: int  # that held somebody
+    rows: int  # left out, of events and of refused rows
+    failed: dict[str, str]  # what could not be rewritten or looked into -> why; everything else was
+
+
+@dataclass(frozen=True)
 class RewrittenNights:
     """Kept nights after somebody was forgotten. Nights that did not hold them have no new version."""
 
     nights: tuple[date, ...]
     rows: int  # left out, of lists and of what stands beside them
     failed: dict[str, str]  # what could not be rewritten or looked into -> why; everything else was
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was due for removal, each object counted once."""
+
+    removed: int
+    removed_bytes: int
+    waiting: int  # their grace has not passed
+    waiting_bytes: int
+    kept: int  # named by a night that was published since: rewritten first, removed by a later sweep
+    next_at: datetime | None  # by the store's clock: when the first of those that wait may go
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What an act of forgetting did and what is left to do. No id stands in it."""
+
+    store_uri: str
+    people: int  # asked for; 0: only what earlier acts left to do
+    ids: ForgottenIds | None
+    remains: Remains | None
+    days: RewrittenDays
+    nights: RewrittenNights
+    swept: Swept
+    busy: tuple[str, ...]  # dates that nights on this machine are working on, whose scratch was left alone
+
+    @property
+    def failed(self) -> dict[str, str]:
+        return self.days.failed | self.nights.failed
 
 
 @dataclass(frozen=True)

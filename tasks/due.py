@@ -13,11 +13,11 @@ import re
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.contracts import Swept
 from tasks.errors import ManifestInvalid, ObjectChanged, ObjectExists
 from tasks.store import Store, StoredObject
 
@@ -47,18 +47,6 @@ class DueList(BaseModel):
 
     def to_json(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1).encode() + b"\n"
-
-
-@dataclass(frozen=True)
-class Swept:
-    """Objects of all due lists, each counted once."""
-
-    removed: int
-    removed_bytes: int
-    waiting: int  # their grace has not passed
-    waiting_bytes: int
-    kept: int  # named by a night that was published since: rewritten first, removed with the next sweep
-    next_at: datetime | None  # by the store's clock: when the first of those that wait may go
 
 
 def write_down(store: Store, replaced: Iterable[StoredObject]) -> int:

@@ -15,10 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.errors import ObjectNotFound, UploadCorrupt
+from tasks.registry import Registry
 from tasks.store import Store, StoredObject
 
 # Column -> of its values, which belong to somebody who was forgotten: as many booleans, none of them null.
 Theirs: TypeAlias = dict[str, Callable[[pl.Series], pl.Series]]
+
+
+def theirs_of(registry: Registry) -> Theirs:
+    """Of every user who was forgotten until now. Lists and refused rows have ids, digested days the registry's rows."""
+    rows = registry.ids["users"].is_null().arg_true().cast(pl.Int32)
+    return {
+        "user_id": lambda ids: registry.is_forgotten("users", ids),
+        "user_row": lambda found: found.is_in(rows.implode()),
+    }
 
 
 def holds(store: Store, key: str, theirs: Theirs) -> bool:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,12 @@ from pydantic import TypeAdapter
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
 from tasks.config import IngestConfig
-from tasks.contracts import Interactions, Tables
+from tasks.contracts import Interactions, Remains, Tables
 from tasks.errors import InputCorrupt, NightError, ReaderFailed
 from tasks.ingest.events import last_event_at, read_through
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
+from tasks.ingest.remains import count_remains
 from tasks.ingest.sources import events_of
 from tasks.ingest.tables import digest_tables, inspect_alone, inspect_tables
 from tasks.run import PROJECT_ROOT
@@ -34,13 +35,14 @@ from tasks.store import StoredObject, open_store
 
 @dataclass(frozen=True)
 class Job:
-    what: Literal["digest", "tables", "last event", "read through"]
+    what: Literal["digest", "tables", "last event", "read through", "count remains"]
     store_uri: str
     files: list[StoredObject]
     settings: IngestConfig
     as_of: date | None = None
     folder: str = ""
     seen_path: str = ""
+    people: list[int] | list[str] = field(default_factory=list, repr=False)
 
 
 def digest_apart(
@@ -62,6 +64,14 @@ def tables_apart(
 def last_event_apart(store_uri: str, files: list[StoredObject], settings: IngestConfig) -> datetime:
     """events.last_event_at in a child. Raises what it raises, and InputCorrupt as digest_apart does."""
     return datetime.fromisoformat(_answer(Job("last event", store_uri, files, settings)))
+
+
+def count_remains_apart(
+    store_uri: str, files: list[StoredObject], people: list[int] | list[str], settings: IngestConfig
+) -> Remains:
+    """remains.count_remains in a child. Raises InputCorrupt for a file that kills its reader."""
+    answer = _answer(Job("count remains", store_uri, files, settings, people=people))
+    return TypeAdapter(Remains).validate_python(answer)
 
 
 def _answer(job: Job) -> Any:
@@ -145,6 +155,8 @@ def _work(job: Job) -> Any:
         for file in inspect_alone(store, job.files, job.settings):
             read_through(file)
         return None
+    if job.what == "count remains":
+        return TypeAdapter(Remains).dump_python(count_remains(store, job.files, job.people, job.settings), mode="json")
     schema = inspect_files(store, events_of(job.files), job.settings)
     if job.what == "last event":
         return last_event_at(schema, job.settings).isoformat()

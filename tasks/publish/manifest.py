@@ -14,6 +14,7 @@ from datetime import date, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.config import IngestConfig
 from tasks.errors import ManifestInvalid
 
 FORMAT = 1  # of the manifest; a field that old readers may overlook does not raise it
@@ -123,6 +124,14 @@ class Manifest(_Written):
             self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
         )
         return content.encode() + b"\n"
+
+
+def ingest_settings(manifest: Manifest) -> IngestConfig:
+    """What the night knew of its events; the defaults for whatever its manifest, of an older version, does not say."""
+    said = manifest.config.get("ingest")
+    said = said if isinstance(said, dict) else {}
+    known = {name: value for name, value in said.items() if name in IngestConfig.model_fields}
+    return IngestConfig.model_validate(known)
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:

@@ -53,6 +53,21 @@ class Registry:
                     rows[place] = FORGOTTEN
         return rows
 
+    def is_forgotten(self, kind: Kind, ids: pl.Series) -> pl.Series:
+        """Of ids of any type, repeats and nulls included, which must not come back: as many booleans.
+
+        Asks the hashes alone, so it costs what the distinct ids cost and not what the registry holds.
+        """
+        id_type = self.commit.column(kind).id_type
+        nobody = pl.Series([False]).new_from_index(0, len(ids))
+        if not self.forgotten or not (ids.dtype.is_integer() or ids.dtype == pl.String):
+            return nobody
+        if (ids.dtype == pl.String) != (id_type == "String"):
+            return nobody
+        asked = ids.unique().drop_nulls()
+        theirs = asked.filter([hash_of(self.commit, kind, one) in self.forgotten for one in asked])
+        return ids.is_in(theirs.implode()).fill_null(False) if len(theirs) else nobody
+
     def ids_of(self, kind: Kind, rows: npt.NDArray[np.int32]) -> pl.Series:
         """The id of each row, null where it was forgotten."""
         return self.ids[kind].gather(rows)
