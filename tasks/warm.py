@@ -18,7 +18,7 @@ import re
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ FORMAT = 1
 FITS = ("judged", "served")
 TENSORS = ("user_rows", "item_rows", *(f"{fit}_{table}" for fit in FITS for table in ("user_UD", "item_ID")))
 BLOCK_BYTES = 16 * 2**20
+LONGEST_HEADER = 1 << 20
 COMMITS = re.compile(r"_meta/commits/(\d{4}-\d{2}-\d{2})/v\d{8}\.json")
 Rows = npt.NDArray[np.int64]
 log = logging.getLogger("nightgraph.warm")
@@ -139,6 +140,23 @@ def recipe_of(path: Path) -> Recipe | None:
         return Recipe(**json.loads(header["recipe"])) if header.get("format") == str(FORMAT) else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def read_user_rows(stream: BinaryIO) -> tuple[int, Rows]:
+    """(the registry's epoch, the rows of users) of a file in the store, without reading its tables.
+
+    Raises ValueError where it is no such file.
+    """
+    try:
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(num_bytes, LONGEST_HEADER)))
+        start, end = header["user_rows"]["data_offsets"]
+        stream.seek(8 + num_bytes + start)
+        epoch = json.loads(header["__metadata__"]["recipe"])["registry_epoch"]
+        kind = {"I32": np.int32, "I64": np.int64}[header["user_rows"]["dtype"]]
+        return epoch, np.frombuffer(stream.read(end - start), kind).astype(np.int64)
+    except (KeyError, TypeError) as error:
+        raise ValueError("no tables to start from") from error
 
 
 def without_users(path: Path, target: Path, forgotten: Rows) -> int:

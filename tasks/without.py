@@ -1,14 +1,16 @@
-"""Whatever nights have written, once more without somebody's rows: what forgetting does to Parquet files.
+"""Whatever nights have written, once more without somebody's rows.
 
-Who was forgotten stands in a file by id, or by row of the registry. `Theirs` says of the columns that a file may have
-whose rows have to go; a column that it does not have says nothing.
+Lists and refused rows have ids, digested days and the tables to start from rows of the registry.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,33 +19,46 @@ import pyarrow.parquet as pq
 from tasks.errors import ObjectNotFound, UploadCorrupt
 from tasks.registry import Registry
 from tasks.store import Store, StoredObject
+from tasks.warm import read_user_rows
 
-# Column -> of its values, which belong to somebody who was forgotten: as many booleans, none of them null.
-Theirs: TypeAlias = dict[str, Callable[[pl.Series], pl.Series]]
+
+@dataclass(frozen=True)
+class Theirs:
+    """Which rows are of people who were forgotten. A column that a file does not have says nothing."""
+
+    # Column -> of its values, which are theirs: as many booleans, none of them null.
+    by_column: dict[str, Callable[[pl.Series], pl.Series]]
+    rows: npt.NDArray[np.int64]  # of the registry
+    epoch: int  # of the registry that these rows are of
 
 
 def theirs_of(registry: Registry) -> Theirs:
-    """Of every user who was forgotten until now. Lists and refused rows have ids, digested days the registry's rows."""
+    """Of every user who was forgotten until now."""
     rows = registry.ids["users"].is_null().arg_true().cast(pl.Int32)
-    return {
+    by_column = {
         "user_id": lambda ids: registry.is_forgotten("users", ids),
         "user_row": lambda found: found.is_in(rows.implode()),
     }
+    return Theirs(by_column, rows.cast(pl.Int64).to_numpy(), registry.version.epoch)
 
 
 def holds(store: Store, key: str, theirs: Theirs) -> bool:
-    """Whether a row of theirs is in there. Reads those columns, a row group at a time.
+    """Whether a row of theirs is in there, a Parquet file or the tables to start from. Reads no more than it must.
 
-    Raises UploadCorrupt where it cannot be read as Parquet, ObjectNotFound.
+    Raises UploadCorrupt where it cannot be read, ObjectNotFound.
     """
-    with _naming_damage(store, key), store.open(key) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
-        columns = [name for name in theirs if name in file.schema_arrow.names]
-        groups = range(file.num_row_groups) if columns else range(0)
-        return any(
-            theirs[name](values.unique()).any()
-            for group in groups
-            for name, values in _columns(file.read_row_group(group, columns), columns)
-        )
+    with _naming_damage(store, key), store.open(key) as stream:
+        if key.endswith(".safetensors"):
+            epoch, rows = read_user_rows(stream)
+            return epoch == theirs.epoch and bool(np.isin(rows, theirs.rows).any())
+        with pq.ParquetFile(stream, pre_buffer=True) as file:
+            columns = [name for name in theirs.by_column if name in file.schema_arrow.names]
+            groups = range(file.num_row_groups) if columns else range(0)
+            return any(
+                theirs.by_column[name](values.unique()).any()
+                for group in groups
+                for name, values in _columns(file.read_row_group(group, columns), columns)
+            )
 
 
 def still_holding(
@@ -52,7 +67,7 @@ def still_holding(
     """What holds somebody and nothing leads to. What cannot be looked into is noted in `failed`."""
     found = []
     for stored in (one for folder in folders for one in store.list(folder)):
-        if stored.key in in_use or not stored.key.endswith(".parquet"):
+        if stored.key in in_use or not stored.key.endswith((".parquet", ".safetensors")):
             continue
         try:
             if holds(store, stored.key, theirs):
@@ -66,14 +81,14 @@ def write_without(source: Path, target: Path, theirs: Theirs) -> pl.DataFrame:
     """Everything else as it was: columns, types, order, borders of row groups. Returns the rows that were left out."""
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
-        columns = [name for name in theirs if name in schema.names]
+        columns = [name for name in theirs.by_column if name in schema.names]
         left_out = [schema.empty_table()]
         with pq.ParquetWriter(target, schema, compression="zstd") as written:
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group)
                 is_out = pl.Series([False]).new_from_index(0, rows.num_rows)
                 for name, values in _columns(rows, columns):
-                    is_out = is_out | theirs[name](values)
+                    is_out = is_out | theirs.by_column[name](values)
                 left_out.append(rows.filter(is_out.to_arrow()))
                 kept = rows.filter(pc.invert(is_out.to_arrow()))
                 if kept.num_rows:
@@ -94,10 +109,10 @@ def damaged(store: Store, key: str, what: str) -> UploadCorrupt:
 def _naming_damage(store: Store, key: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the machine's word, not that of who decodes
             raise
-        raise damaged(store, key, "it cannot be read as Parquet") from None
+        raise damaged(store, key, "it cannot be read") from None
 
 
 def _columns(rows: pa.Table, names: list[str]) -> Iterator[tuple[str, pl.Series]]:

@@ -32,9 +32,10 @@ from tasks.publish.night import upload
 from tasks.publish.reader import BLOCK_BYTES
 from tasks.run import file_sha256
 from tasks.store import Store
+from tasks.warm import warm_key, without_users
 from tasks.without import Theirs, damaged, holds, still_holding, write_without
 
-FOLDERS = ("recs", "outputs")
+FOLDERS = ("recs", "outputs", "models")
 FileT = TypeVar("FileT", bound=PublishedFile)
 
 log = logging.getLogger("nightgraph.forget")
@@ -71,7 +72,8 @@ def files_in_use(store: Store) -> frozenset[str]:
 
 
 def _files(manifest: Manifest) -> list[PublishedFile]:
-    return [*manifest.parts, *(file for output in manifest.outputs.values() for file in output.parts)]
+    of_outputs = [file for output in manifest.outputs.values() for file in output.parts]
+    return [*manifest.parts, *of_outputs, *([manifest.warm] if manifest.warm else [])]
 
 
 def _latest(store: Store) -> Manifest | None:
@@ -119,7 +121,7 @@ class _Rewriting:
     attempt: str
     theirs: Theirs
     scratch: Path
-    rows: int = 0  # left out so far, of lists and outputs together
+    rows: int = 0  # left out so far, of all files together
 
     def new_version(self, now: datetime) -> Manifest:
         parts = []
@@ -143,6 +145,7 @@ class _Rewriting:
                 "files": tuple(self.store.uri_of(part.key) for part in parts),
                 "parts": tuple(parts),
                 "outputs": {name: self._output(name, output) for name, output in self.standing.outputs.items()},
+                "warm": self._warm(),
             }
         )
 
@@ -161,19 +164,30 @@ class _Rewriting:
         source, target = self.scratch / "as-it-was.parquet", self.scratch / "without.parquet"
         _download(self.store, file, source)
         left_out = write_without(source, target, self.theirs)
+        return self._written(file, key, target, len(left_out)), left_out
+
+    def _warm(self) -> PublishedFile | None:
+        file = self.standing.warm
+        if file is None or not _is_there(self.store, file) or not holds(self.store, file.key, self.theirs):
+            return file
+        source, target = self.scratch / "as-it-was.safetensors", self.scratch / "without.safetensors"
+        _download(self.store, file, source)
+        rows = without_users(source, target, self.theirs.rows)
+        return self._written(file, warm_key(self.standing.as_of, self.attempt), target, rows)
+
+    def _written(self, file: FileT, key: str, path: Path, rows: int) -> FileT:
+        """`rows` fewer than `file` has."""
         written = file.model_copy(
             update={
                 "key": key,
-                "bytes": target.stat().st_size,
-                "sha256": file_sha256(target),
-                "rows": file.rows - len(left_out),
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+                "rows": file.rows - rows,
             }
         )
-        upload(self.store, target, written)
-        self.rows += len(left_out)
-        source.unlink()
-        target.unlink()
-        return written, left_out
+        upload(self.store, path, written)
+        self.rows += rows
+        return written
 
 
 def _download(store: Store, file: PublishedFile, path: Path) -> None:

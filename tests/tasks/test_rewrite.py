@@ -1,6 +1,7 @@
 """Leaving people out of the nights that are kept: a new version of each date, LATEST moved on, old files due."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -8,8 +9,10 @@ import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import safetensors.numpy
 
 from tasks import due
 from tasks.contracts import LATEST_KEY, Output, OutputFile
@@ -20,6 +23,8 @@ from tasks.publish.reader import open_latest
 from tasks.publish.rewrite import files_in_use, rewrite_nights
 from tasks.run import file_sha256
 from tasks.store import open_store
+from tasks.warm import Recipe, save_warm
+from tasks.without import Theirs
 from tests.tasks.conftest import K
 
 AS_OF = date(2026, 11, 23)  # of make_night: users 1 to 3 in one file, 4 to 6 in another, K rows for each
@@ -28,7 +33,8 @@ NOW = datetime(2026, 11, 25, 9, tzinfo=UTC)
 
 def forget(store_uri, *users, scratch, now=NOW):
     scratch.mkdir(exist_ok=True)
-    return rewrite_nights(open_store(store_uri), {"user_id": lambda ids: ids.is_in(users)}, now=now, scratch=scratch)
+    theirs = Theirs({"user_id": lambda ids: ids.is_in(users)}, np.array(users, np.int64), epoch=0)
+    return rewrite_nights(open_store(store_uri), theirs, now=now, scratch=scratch)
 
 
 @pytest.fixture
@@ -43,6 +49,18 @@ def with_embeddings(night, folder: Path):
     file = OutputFile(str(path), 6, path.stat().st_size, file_sha256(path))
     outputs = (*night.recommendations.outputs, Output("user_embeddings", (file,)))
     return dataclasses.replace(night, recommendations=dataclasses.replace(night.recommendations, outputs=outputs))
+
+
+def with_warm(night, folder: Path, *, epoch: int = 0):
+    """The registry has users 1 to 6 in the rows 1 to 6."""
+    rows = {"user": np.arange(1, 7), "item": np.arange(9)}
+    tables = {
+        f"{fit}_{kind}": np.ones((n, 4)) for fit in ("judged", "served") for kind, n in (("user_UD", 6), ("item_ID", 9))
+    }
+    path = folder / "warm.safetensors"
+    save_warm(path, Recipe(epoch, 4, 2, "softmax", 1, 2), rows, tables)
+    warm = OutputFile(str(path), 15, path.stat().st_size, file_sha256(path))
+    return dataclasses.replace(night, fitted=dataclasses.replace(night.fitted, warm=warm))
 
 
 def everything(store_uri) -> dict[str, set[int]]:
@@ -95,6 +113,25 @@ def test_the_others_rows_are_the_same_in_the_same_order(make_night, tmp_path, sc
     assert after.scan().collect_schema() == before.scan().collect_schema()
     assert after.for_user(5).equals(before.for_user(5))
     assert after.for_user(4).is_empty()
+
+
+def test_the_tables_that_the_next_night_starts_from_lose_their_row_too(make_night, store_uri, tmp_path, scratch):
+    with_warm(make_night(store_uri), tmp_path).publish()
+    forget(store_uri, 5, scratch=scratch)
+    manifest = open_latest(store_uri, verify=True).manifest
+    assert manifest.warm.rows == 14
+    store = open_store(store_uri)
+    content, _ = store.read(manifest.warm.key)
+    assert hashlib.sha256(content).hexdigest() == manifest.warm.sha256
+    assert safetensors.numpy.load(content)["user_rows"].tolist() == [1, 2, 3, 4, 6]
+    due.sweep(store, in_use=files_in_use(store), grace=timedelta(0))
+    assert [stored.key for stored in store.list("models")] == [manifest.warm.key]
+
+
+def test_rows_of_a_registry_before_its_compaction_are_somebody_elses_by_now(make_night, store_uri, tmp_path, scratch):
+    with_warm(make_night(store_uri), tmp_path, epoch=1).publish()
+    forget(store_uri, 5, scratch=scratch)
+    assert open_latest(store_uri).manifest.warm.rows == 15
 
 
 def test_a_night_that_does_not_hold_them_is_left_as_it_is(make_night, store_uri, scratch):
