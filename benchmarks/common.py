@@ -16,7 +16,7 @@ from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids
-from tasks.graph.split import split_by_time
+from tasks.graph.split import first_instant, split_by_time
 from tasks.train.fitting import SUPERVISION, WHERE
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -126,10 +126,14 @@ def write_arrays(folder: Path, train: Csr, target: Csr, num_items: int, *, users
 # ---- MovieLens as it comes (ratings with times)
 
 
-def write_movielens(ratings: Path, split: str, folder: Path) -> tuple[Path, int, int]:
-    """The graph room's own path from ratings to arrays. Also: how many users, how many items."""
+def write_movielens(ratings: Path | pl.DataFrame, split: str, folder: Path) -> tuple[Path, int, int]:
+    """The graph room's own path from ratings to arrays. Also: how many users, how many items.
+
+    Beside them what a warm start asks for: rows of a registry, for which these sets' own numbers do, and the cut.
+    """
     folder.mkdir(parents=True)
-    latest = pl.read_parquet(ratings).sort("timestamp").unique(["user_id", "item_id"], keep="last")
+    events = ratings if isinstance(ratings, pl.DataFrame) else pl.read_parquet(ratings)
+    latest = events.sort("timestamp").unique(["user_id", "item_id"], keep="last")
     seen = latest.select(
         "user_id", "item_id", timestamp_us=pl.col("timestamp") * 1_000_000, liked=pl.col("rating") >= 4
     ).sort("user_id", "item_id")
@@ -138,4 +142,9 @@ def write_movielens(ratings: Path, split: str, folder: Path) -> tuple[Path, int,
     pairs, user_ids, item_ids = number_ids(seen)
     parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
     write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
+    for kind, ids in (("user", user_ids), ("item", item_ids)):
+        np.save(folder / f"{kind}_registry_rows.npy", ids.to_numpy())
+    if split == "global_time":
+        cut = [first_instant(parted, part, split) for part in ("validation", "test")]
+        np.save(folder / "cut.npy", np.array(cut, dtype=np.int64))
     return folder, len(user_ids), len(item_ids)
