@@ -30,7 +30,7 @@ from models.distributed import Ranks
 from models.graph import load_csr
 from models.train import Spec, fit
 from models.validation import Validation
-from tasks.config import NightlyConfig, TrainConfig
+from tasks.config import NightlyConfig
 from tasks.contracts import Graph, Run, WarmSource
 from tasks.store import open_store
 from tasks.train.start import choose_start, leave_for_the_next
@@ -106,10 +106,24 @@ def replay(
 def build(ratings: pl.DataFrame, folder: Path) -> Graph:
     """As a night's graph stage, as far as training goes."""
     _, num_users, num_items = write_movielens(ratings, "global_time", folder)
-    likes = [int(load_csr(folder, f"liked_{part}").indptr[-1]) for part in ("all", "train", "validation", "test")]
-    users_with = [int((load_csr(folder, f"liked_{part}").counts() > 0).sum()) for part in ("validation", "test")]
-    cut = np.load(folder / "cut.npy").tolist()
-    return Graph(str(folder), "", "global_time", num_users, num_items, *likes, *users_with, 0, *cut)
+    likes = {part: load_csr(folder, f"liked_{part}").counts() for part in ("all", "train", "validation", "test")}
+    validation_from_us, test_from_us = np.load(folder / "cut.npy").tolist()
+    return Graph(
+        folder=str(folder),
+        fingerprint="",
+        split="global_time",
+        num_users=num_users,
+        num_items=num_items,
+        num_likes=int(likes["all"].sum()),
+        num_train=int(likes["train"].sum()),
+        num_validation=int(likes["validation"].sum()),
+        num_test=int(likes["test"].sum()),
+        num_validation_users=int((likes["validation"] > 0).sum()),
+        num_test_users=int((likes["test"] > 0).sum()),
+        num_test_users_with_history=int(((likes["test"] > 0) & (likes["train"] > 0)).sum()),
+        validation_from_us=validation_from_us,
+        test_from_us=test_from_us,
+    )
 
 
 def train(
@@ -119,9 +133,7 @@ def train(
     started = time.perf_counter()
     start = ""
     if left is not None:
-        store_uri, source = left
-        run = Run(store_uri, date.max, "", "", "", CONFIG, False, str(folder), "", 0, 0, source)
-        start = choose_start(run, graph, folder).path
+        start = choose_start(run_of(*left), graph, folder).path
         assert start, "each night's cut is later than that of the night before"
     spec = spec_of(Path(graph.folder), graph.num_users, graph.num_items, threads=1, output_folder=str(folder))
     patience = spec.patience * spec.validate_every
@@ -132,6 +144,10 @@ def train(
     judged = fit(spec, ALONE, "judged", epochs=spec.max_epochs, validation=validation, identity="")
     recalls = [epoch.validation_recall or 0.0 for epoch in judged.curve]
     return Trained(recalls, seconds, recall_on_test(spec, folder / "judged.safetensors"))
+
+
+def run_of(store_uri: str, warm: WarmSource | None) -> Run:
+    return Run(store_uri, date.max, "", "", "", CONFIG, False, "", "", 0, 0, warm)
 
 
 class _Looked(Validation):
@@ -162,9 +178,9 @@ def leave(graph: Graph, folder: Path, store_folder: Path, end_s: int) -> tuple[s
     """What the next night starts from, in a store. For the served fit, which is not looked at here, the same tables."""
     shutil.copy(folder / "judged-layer-0.safetensors", folder / "served-layer-0.safetensors")
     shutil.copy(folder / "judged-layer-0.sha256", folder / "served-layer-0.sha256")
-    left = leave_for_the_next(TrainConfig(warm_start=True), graph, folder)
-    assert left is not None
     store, as_of = open_store(str(store_folder)), datetime.fromtimestamp(end_s, UTC).date()
+    left = leave_for_the_next(run_of(store.uri, None), graph, folder)
+    assert left is not None
     key = warm_key(as_of, "benchmark")
     store.put_once(key, Path(left.path))
     return store.uri, WarmSource(as_of, key, left.num_bytes, left.sha256)

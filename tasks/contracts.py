@@ -31,7 +31,9 @@ class Run:
 
     store_uri: str
     as_of: date  # the first day whose events are not used; also the date of the publication
-    run_key: str  # SHA-256 of date, inputs, config, code and `warm`: the same key means the same result, up to rounding
+    # SHA-256 of date, inputs, config, code, the registry's epoch and acts of forgetting, and `warm`: the same key means
+    # the same result, up to rounding.
+    run_key: str
     input_fingerprint: str  # SHA-256 of the pinned listing (key, size, ETag)
     code_version: str
     config: NightlyConfig
@@ -42,6 +44,8 @@ class Run:
     num_input_bytes: int
     warm: WarmSource | None = None  # none: training starts cold, because of
     cold_because: str = ""
+    registry_epoch: int = 0  # of the registry when the night was opened (tasks/registry)
+    registry_forgotten: int = 0  # acts of forgetting until then
     odd_volume: str = ""  # what the check of the days' volumes found and a person overrode
 
 

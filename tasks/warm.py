@@ -102,6 +102,7 @@ class Recipe:
     loss: str
     validation_from_us: int  # the judged fit knows nothing from here on ...
     test_from_us: int  # ... but for the number of its epochs, which likes before this one chose
+    registry_forgotten: int = 0  # acts of forgetting that it knew of
 
     def why_not(self, earlier: "Recipe") -> str:
         """Why a fit of this recipe must not start from an earlier one's tables; empty where it may.
@@ -118,6 +119,9 @@ class Recipe:
             was, is_now = getattr(earlier, name), getattr(self, name)
             if was != is_now:
                 return f"{what} was {was} then and is {is_now} now"
+        if earlier.registry_forgotten != self.registry_forgotten:
+            # Their own rows are taken out of the file; what others' rows learned from them goes by starting anew.
+            return "somebody was forgotten since then"
         if earlier.validation_from_us > self.validation_from_us or earlier.test_from_us > self.test_from_us:
             return "its judged fit has learned from likes that tonight's is judged by"
         return ""

@@ -31,6 +31,7 @@ from tasks.ingest.sources import (
 )
 from tasks.ingest.tables import inspect_tables, is_listed
 from tasks.ingest.volume import check_volume
+from tasks.registry import read_version
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 from tasks.warm import find_source
@@ -78,7 +79,9 @@ def plan_run(
     warm, cold_because = None, ""
     if config.train.warm_start and config.graph.split == "global_time":  # the only one with a moment for everybody
         warm, cold_because = find_source(store, before=night)
-    run_key = fingerprint_of(night, inputs, config, code_version, warm.sha256 if warm else "")
+    registry = read_version(store)  # appending changes nothing that a night has used, so it is not in the key
+    of_registry = (registry.epoch, registry.forgotten)
+    run_key = fingerprint_of(night, inputs, config, code_version, of_registry, warm.sha256 if warm else "")
     folder = work_folder(work_root, store.uri, night)
     num_input_bytes = sum(found.num_bytes for found in pinned)
     log.info(
@@ -103,6 +106,8 @@ def plan_run(
         num_input_bytes=num_input_bytes,
         warm=warm,
         cold_because=cold_because,
+        registry_epoch=registry.epoch,
+        registry_forgotten=registry.forgotten,
         odd_volume=odd_volume,
     )
 

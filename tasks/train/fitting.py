@@ -32,7 +32,7 @@ from tasks.errors import (
 from tasks.ranks import Launch, Work, run_ranks
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.train.curve import write_curve
-from tasks.train.start import COLD, Start, leave_for_the_next
+from tasks.train.start import COLD, Start
 
 MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
 # The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
@@ -151,11 +151,7 @@ def fit_twice(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if start.path:
         Path(start.path).unlink()
-    return replace(
-        _fitted(folder, spec, result, place),
-        warm=leave_for_the_next(settings, graph, folder),
-        started=start.told,
-    )
+    return replace(_fitted(folder, spec, result, place), started=start.told)
 
 
 def _train(spec: Spec, launch: Launch, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

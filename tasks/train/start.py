@@ -15,7 +15,6 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tasks.config import TrainConfig
 from tasks.contracts import Graph, OutputFile, Run
 from tasks.run import file_sha256, read_ids
 from tasks.store import open_store
@@ -37,16 +36,15 @@ def choose_start(run: Run, graph: Graph, folder: Path) -> Start:
     """Fetches the earlier night's tables into `folder`, in the order of tonight's rows. Raises the Store* errors."""
     if not run.config.train.warm_start:
         return COLD
-    if recipe_of_night(run.config.train, graph) is None:
+    tonight = recipe_of_night(run, graph)
+    if tonight is None:
         why = "a like that trained yesterday can judge tonight, since each user's last part grows with their likes"
         return _cold(f"graph.split is {graph.split}, where {why}")
     if run.warm is None:
         return _cold(run.cold_because)
     fetched, aligned = folder / "earlier.safetensors", folder / "start.safetensors"
     try:
-        why_not = fetch_source(open_store(run.store_uri), run.warm, fetched) or _why_not(
-            run.config.train, graph, fetched
-        )
+        why_not = fetch_source(open_store(run.store_uri), run.warm, fetched) or _why_not(tonight, fetched)
         if why_not:
             log.warning("the tables of the night of %s are not started from", run.warm.as_of)
             return _cold(f"{why_not} (the night of {run.warm.as_of})")
@@ -63,22 +61,21 @@ def _cold(why: str) -> Start:
     return Start("", f"cold: {why}")
 
 
-def _why_not(settings: TrainConfig, graph: Graph, fetched: Path) -> str:
-    tonight, earlier = recipe_of_night(settings, graph), recipe_of(fetched)
-    if tonight is None or earlier is None:
-        return "its tables are of a format that this code does not know"
-    return tonight.why_not(earlier)
+def _why_not(tonight: Recipe, fetched: Path) -> str:
+    earlier = recipe_of(fetched)
+    return tonight.why_not(earlier) if earlier else "its tables are of a format that this code does not know"
 
 
-def recipe_of_night(settings: TrainConfig, graph: Graph) -> Recipe | None:
+def recipe_of_night(run: Run, graph: Graph) -> Recipe | None:
     """None where the split has no moment for everybody: nothing could be started from such tables, or start them."""
     if graph.validation_from_us is None or graph.test_from_us is None:
         return None
     return Recipe(
-        registry_epoch=0,
-        width=settings.width,
-        layers=settings.layers,
-        loss=settings.loss,
+        registry_epoch=run.registry_epoch,
+        registry_forgotten=run.registry_forgotten,
+        width=run.config.train.width,
+        layers=run.config.train.layers,
+        loss=run.config.train.loss,
         validation_from_us=graph.validation_from_us,
         test_from_us=graph.test_from_us,
     )
@@ -130,9 +127,9 @@ def _places(then: Rows, now: Rows) -> npt.NDArray[np.int64]:
 # ---- what tonight leaves
 
 
-def leave_for_the_next(settings: TrainConfig, graph: Graph, folder: Path) -> OutputFile | None:
+def leave_for_the_next(run: Run, graph: Graph, folder: Path) -> OutputFile | None:
     """The layer-0 tables of both fits in one file, instead of the two that the ranks left."""
-    recipe = recipe_of_night(settings, graph)
+    recipe = recipe_of_night(run, graph)
     left = {which: folder / f"{which}-layer-0.safetensors" for which in FITS}
     if recipe is None or not all(path.exists() for path in left.values()):
         return None

@@ -1,6 +1,6 @@
 """A graph in, two fits out; the ranks' progress goes to the dashboard and to the log."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tasks.errors import is_worth_a_retry
 from tasks.progress import ProgressBar
 from tasks.run import finish_stage
 from tasks.train.fitting import SUPERVISION, WHERE, Place, choose_place, fit_twice
-from tasks.train.start import choose_start
+from tasks.train.start import choose_start, leave_for_the_next
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -39,7 +39,8 @@ def _fit(run: Run, graph: Graph, place: Place, folder: Path) -> Fitted:
         bar.tell(done, lambda: in_words(progress), is_last=progress["epoch"] == progress["epochs"])
 
     start = choose_start(run, graph, folder)
-    return fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=tell, start=start)
+    fitted = fit_twice(graph, run.config.train, place, folder, k=run.config.evaluate.k, on_progress=tell, start=start)
+    return replace(fitted, warm=leave_for_the_next(run, graph, folder))
 
 
 def in_words(progress: dict[str, Any]) -> str:

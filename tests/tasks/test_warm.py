@@ -112,6 +112,7 @@ def test_a_damaged_commit_of_yesterday_makes_a_cold_night(tmp_path: Path) -> Non
         ({"width": 16}, "train.width was 16 then and is 8 now"),
         ({"layers": 3}, "train.layers was 3 then and is 2 now"),
         ({"loss": "bpr"}, "train.loss was bpr then and is softmax now"),
+        ({"registry_forgotten": 1}, "somebody was forgotten since then"),
         ({"validation_from_us": 701}, "its judged fit has learned from likes that tonight's is judged by"),
         ({"test_from_us": 801}, "its judged fit has learned from likes that tonight's is judged by"),
         ({}, ""),
@@ -143,7 +144,7 @@ class Shop:
         folder.mkdir()
         start = choose_start(self.run(warm), graph, folder)
         fit_here(graph, folder, keeps_layer_0=True, start=start.path, **changes)
-        left = leave_for_the_next(CONFIG.train, graph, folder)
+        left = leave_for_the_next(self.run(None), graph, folder)
         assert left is not None
         key = warm_key(YESTERDAY, name)
         self.store.put_once(key, Path(left.path))
@@ -245,7 +246,7 @@ def test_a_split_without_a_moment_for_everybody_starts_cold_and_leaves_nothing(s
     graph = build_graph_of(until(1.0), tmp_path / "graph", split="per_user_time")
     left = shop.train(build_graph_of(until(1.0), tmp_path / "global"), "yesterday", max_epochs=1)
     assert shop.start(graph, left).told.startswith("cold: graph.split is per_user_time, where a like that trained")
-    assert leave_for_the_next(CONFIG.train, graph, tmp_path) is None
+    assert leave_for_the_next(shop.run(None), graph, tmp_path) is None
 
     def learned(likes: int) -> int:
         seen = pl.DataFrame({"user_id": [1] * likes, "item_id": range(likes), "timestamp_us": range(likes)})
