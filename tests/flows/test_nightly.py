@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -362,3 +363,35 @@ def test_the_flow_also_loads_by_its_path(night_place: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.strip().endswith("1")
+
+
+def test_a_night_goes_on_where_the_night_before_ended_and_so_does_its_rerun(night_place: Path) -> None:
+    """And once what the night before left is damaged, it starts cold, says so, and is published all the same."""
+    warm = NightlyConfig.model_validate(
+        QUICK.model_dump()
+        | {"graph": {"split": "global_time"}, "train": QUICK.train.model_dump() | {"warm_start": True}}
+    )
+    store = night_place / "store"
+    write_events(store, two_taste_events())
+    nights = [date(2025, 11, 18), date(2025, 11, 19)]
+
+    def manifest() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((store / "_meta/LATEST.json").read_text())
+        return found
+
+    nightly(warm, as_of=nights[0])
+    first = manifest()
+    assert first["started"] == "cold: no earlier night was published"
+    second = nightly(warm, as_of=nights[1])
+    assert manifest()["started"] == "from the night of 2025-11-18, which knew 44 of 44 rows"
+    assert manifest()["run_key"] != first["run_key"]
+    assert nightly(warm, as_of=nights[1]).already, "what a date starts from does not change when it is published"
+    assert bytes_of(nightly(warm, as_of=nights[1], force=True)) == bytes_of(second)
+
+    left = store / first["warm"]["key"]
+    left.write_bytes(left.read_bytes()[:-1] + b"\xff")
+    assert nightly(warm, as_of=nights[1], force=True).version == 3
+    assert "warm.safetensors is not what was written (the night of 2025-11-18)" in manifest()["started"]
+    left.unlink()
+    assert nightly(warm, as_of=nights[1]).version == 4
+    assert manifest()["started"].endswith("warm.safetensors is gone")
