@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly show test lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
   bench-fold-in bench-popular up down clean
 
@@ -40,6 +40,16 @@ nightly: .venv/runtime ## a whole night; RATINGS= ITEMS= STORE= AS_OF= RANKS= K=
 # $$USER is the command line's, and comes through the environment as it was typed; alone it would be the shell's own.
 show: .venv/runtime ## one person's likes and list, with titles, tiers and reasons; USER=42 STORE= RATINGS=
 	@$(BIN)/python -m flows.show $(if $(filter command,$(origin USER)),--user="$$USER") \
+	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
+
+# The id comes through the environment, as show's does, and stands in no command line of ours.
+forget: .venv/runtime ## leave people out for ever, of kept nights too; USER=42 or USERS=file (an id a line) STORE= ALWAYS=1
+	@$(if $(filter command,$(origin USER)),NIGHTGRAPH_FORGET="$$USER") $(BIN)/python -m flows.forget_by_hand \
+	  $(if $(USERS),--users "$(USERS)") $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)") \
+	  $(if $(filter 1 yes true,$(ALWAYS)),--always)
+
+forget-sweep: .venv/runtime ## remove what forgetting replaced and is due by now; every day, by cron; STORE=
+	@$(BIN)/python -m flows.forget_by_hand --sweep \
 	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
 
 test: .venv/dev ## every test: units, behaviour, Prefect, S3, two training ranks

@@ -54,11 +54,11 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     config, as_of = night_settings(options)
     store_uri = store_of(options)
     if options.store and not options.ratings:
-        _ensure_there(options.store)
+        ensure_there(options.store)
     store = open_store(store_uri)
     if options.ratings:
         ensure_alone(Path(options.ratings), store, config.ingest)
-    _settle_environment(store_uri)
+    settle_environment(store_uri)
     server = start_server()  # it takes seconds, and the events come in meanwhile
     _bring_events(options, store, config.ingest)
     log.info("starting Prefect, which takes some seconds, the first time more")
@@ -266,7 +266,7 @@ def store_of(options: argparse.Namespace) -> str:
     return "var/" + re.sub(r"[^\w.-]+", "-", f"{path.resolve().parent.name}-{path.stem}-{content_hash(path)[:8]}")
 
 
-def _ensure_there(store: str) -> None:
+def ensure_there(store: str) -> None:
     """A folder that was mistyped must not come into being. Raises RunConfigError."""
     from tasks.errors import RunConfigError
 
@@ -277,7 +277,7 @@ def _ensure_there(store: str) -> None:
         )
 
 
-def _settle_environment(store_uri: str) -> None:
+def settle_environment(store_uri: str) -> None:
     """Prefect's files under var/, nothing sent to anybody."""
     os.environ["NIGHTGRAPH_STORE"] = store_uri
     os.environ.setdefault("NIGHTGRAPH_WORK", str(PROJECT_ROOT / "var" / "work"))

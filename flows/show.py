@@ -67,8 +67,7 @@ def _id_of(text: str, night: "LatestNight") -> int | str:
     if not text:
         example = night.scan().select("user_id").head(1).collect()["user_id"][0]
         raise RunConfigError(f"nobody was asked for. Say who, as in make show USER={example}.")
-    kind = next(column.type for column in night.manifest.output_schema if column.name == "user_id")
-    if kind == "string":
+    if night.user_id_type == "string":
         return text
     try:
         return int(text)

@@ -7,7 +7,7 @@ holds; a stage's key is made of the fingerprints that go into it (tasks/run.py).
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from tasks.config import NightlyConfig
+from tasks.config import IngestConfig, NightlyConfig
 
 LATEST_KEY = "_meta/LATEST.json"  # the one place where readers look
 TIERS = ("graph", "fold_in", "segment", "popular")  # in the order in which they follow each other within a list
@@ -279,6 +279,15 @@ class Published:
     is_latest: bool  # False: a newer date or version is live (a backfill)
     metrics: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)  # beside the lists: name -> complete URIs
+
+
+@dataclass(frozen=True)
+class LiveLists:
+    """What the live night says before somebody is forgotten; nothing where there is none."""
+
+    settings: IngestConfig  # where its events were, and what their columns are called
+    id_type: str  # of users, as its manifest names it; empty: there is no live night
+    have_one: tuple[bool, ...]  # for each person asked for, whether they have a list
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,10 @@ class UserNotFound(NightError):
     """The live night has no list for somebody who was asked for."""
 
 
+class ForgettingIncomplete(NightError):
+    """People are forgotten, and something that may hold them could not be rewritten."""
+
+
 class NightStale(NightError):
     """The live night is older than its reader allows."""
 

@@ -3,6 +3,7 @@
 Lists and refused rows have ids, digested days and the tables to start from rows of the registry.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tasks.errors import ObjectNotFound, UploadCorrupt
 from tasks.registry import Registry
 from tasks.store import Store, StoredObject
 from tasks.warm import read_user_rows
+
+BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ def still_holding(
         except (UploadCorrupt, ObjectNotFound) as error:
             failed[stored.key] = f"{type(error).__name__}: {error}"
     return found
+
+
+def fetch(store: Store, key: str, path: Path) -> str:
+    """A copy at `path`, and the SHA-256 of what came. Raises ObjectNotFound."""
+    digest = hashlib.sha256()
+    with store.open(key) as stream, open(path, "wb") as target:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            target.write(block)
+    return digest.hexdigest()
 
 
 def write_without(source: Path, target: Path, theirs: Theirs) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any
 
 from prefect import task
 from prefect.context import FlowRunContext
+from pydantic import SecretStr
 
 from tasks.config import NightlyConfig
-from tasks.contracts import Interactions, Run, Tables
+from tasks.contracts import ForgottenIds, Interactions, LiveLists, Remains, RewrittenDays, Run, Tables
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
+from tasks.ingest.forgetting import objects_in_use, rewrite_days
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.people import forget_ids, id_kind, ids_of, look_for, replaced_registry_files
 from tasks.ingest.readiness import Clock
 from tasks.ingest.sources import events_of, pinned_while_reading
 from tasks.ingest.tables import no_tables
+from tasks.registry import open_registry
 from tasks.run import (
     DEFAULT_STORE,
     DEFAULT_WORK,
@@ -29,6 +34,7 @@ from tasks.run import (
     finish_stage,
 )
 from tasks.store import open_store
+from tasks.without import theirs_of
 
 log = logging.getLogger("nightgraph.ingest")
 
@@ -117,3 +123,36 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
     for reason, count in tables.ignored.items():
         log.info("left out of %s: %s rows", reason, f"{count:,}")
     return tables
+
+
+# ---- forgetting
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def look_for_people(store_uri: str, people: Sequence[SecretStr], live: LiveLists, always: bool) -> Remains:
+    """What the team's own files have of them; UserNotFound where somebody is known nowhere."""
+    store = open_store(store_uri)
+    ids = ids_of(store, [one.get_secret_value() for one in people], id_kind(store, live))
+    return look_for(store, ids, live, always=always)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def take_out_of_the_registry(store_uri: str, people: Sequence[SecretStr], live: LiveLists) -> ForgottenIds:
+    """From here on they are forgotten, whatever happens: everything after this reads the registry, not the ids."""
+    store = open_store(store_uri)
+    ids = ids_of(store, [one.get_secret_value() for one in people], id_kind(store, live))
+    return forget_ids(store, ids)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def leave_out_of_days(store_uri: str, scratch: str) -> RewrittenDays:
+    """Digested days and refused rows without whoever is forgotten; what that replaces is due."""
+    store = open_store(store_uri)
+    return rewrite_days(store, theirs_of(open_registry(store)), scratch=Path(scratch))
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def settle_what_is_in_use(store_uri: str) -> frozenset[str]:
+    """What days and registry are made of now; files of earlier versions of the registry are due."""
+    store = open_store(store_uri)
+    return replaced_registry_files(store) | objects_in_use(store)

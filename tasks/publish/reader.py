@@ -40,6 +40,18 @@ class LatestNight:
         """
         return self._lists.rows_of(_checked_id("user", user_id, self.manifest.output_schema))
 
+    @property
+    def user_id_type(self) -> str:
+        """As in string, int64."""
+        return next(column.type for column in self.manifest.output_schema if column.name == "user_id")
+
+    def has_list(self, typed: str) -> bool:
+        """Of an id as somebody typed it. One that is no number where ids are has none."""
+        try:
+            return not self.for_user(typed if self.user_id_type == "string" else int(typed)).is_empty()
+        except ValueError:
+            return False
+
     def output(self, name: str) -> pl.LazyFrame:
         """What was published beside the lists: similar_items, user_embeddings or item_embeddings, sorted by its id.
 

@@ -6,7 +6,6 @@ new attempt, and the others are named as they are. Whatever else below FOLDERS h
 older versions of a date, attempts that were never published) is due for removal (tasks/due.py).
 """
 
-import hashlib
 import logging
 import secrets
 from dataclasses import dataclass
@@ -29,11 +28,10 @@ from tasks.publish.manifest import (
     part_key,
 )
 from tasks.publish.night import upload
-from tasks.publish.reader import BLOCK_BYTES
 from tasks.run import file_sha256
 from tasks.store import Store
 from tasks.warm import warm_key, without_users
-from tasks.without import Theirs, damaged, holds, still_holding, write_without
+from tasks.without import Theirs, damaged, fetch, holds, still_holding, write_without
 
 FOLDERS = ("recs", "outputs", "models")
 FileT = TypeVar("FileT", bound=PublishedFile)
@@ -192,10 +190,5 @@ class _Rewriting:
 
 def _download(store: Store, file: PublishedFile, path: Path) -> None:
     """Raises UploadCorrupt: what is damaged must not come out as whole, under a hash of its own."""
-    digest = hashlib.sha256()
-    with store.open(file.key) as stream, open(path, "wb") as target:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            target.write(block)
-    if digest.hexdigest() != file.sha256:
+    if fetch(store, file.key, path) != file.sha256:
         raise damaged(store, file.key, "it has another SHA-256 than it was written with")

@@ -1,17 +1,37 @@
 """The publishing stages as Prefect sees them."""
 
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
 from prefect import task
 from prefect.runtime import flow_run
+from pydantic import SecretStr
 
-from tasks.contracts import Evaluation, Fitted, Published, Recommendations, Run, Verdict
-from tasks.errors import is_worth_a_retry
+from tasks.config import IngestConfig
+from tasks.contracts import (
+    Evaluation,
+    Fitted,
+    LiveLists,
+    Published,
+    Recommendations,
+    RewrittenNights,
+    Run,
+    Swept,
+    Verdict,
+)
+from tasks.due import sweep
+from tasks.errors import ObjectNotFound, is_worth_a_retry
+from tasks.publish.manifest import ingest_settings
 from tasks.publish.night import find_published, publish_night
+from tasks.publish.reader import open_latest
+from tasks.publish.rewrite import files_in_use, rewrite_nights
+from tasks.registry import open_registry
 from tasks.run import measured
 from tasks.store import open_store
+from tasks.without import theirs_of
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -39,3 +59,31 @@ def publish(
     store = open_store(run.store_uri)
     with measured(run, "publish"):
         return publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)
+
+
+# ---- forgetting
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def read_live_lists(store_uri: str, people: Sequence[SecretStr]) -> LiveLists:
+    """Where the live night's events are, and who of them has a list in it."""
+    try:
+        night = open_latest(store_uri)
+    except ObjectNotFound:
+        return LiveLists(IngestConfig(), "", (False,) * len(people))
+    typed = [one.get_secret_value() for one in people]
+    return LiveLists(ingest_settings(night.manifest), night.user_id_type, tuple(map(night.has_list, typed)))
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def leave_out_of_nights(store_uri: str, scratch: str) -> RewrittenNights:
+    """Every kept night as a new version without whoever is forgotten; what that replaces is due."""
+    store = open_store(store_uri)
+    return rewrite_nights(store, theirs_of(open_registry(store)), now=datetime.now(UTC), scratch=Path(scratch))
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def remove_what_is_due(store_uri: str, in_use: frozenset[str]) -> Swept:
+    """What has been due for the grace, and is neither `in_use` nor named by a night."""
+    store = open_store(store_uri)
+    return sweep(store, in_use=in_use | files_in_use(store))
