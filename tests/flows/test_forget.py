@@ -1,0 +1,213 @@
+"""Forgetting people, end to end: what was theirs is nowhere in the store, on the machine or in what was said."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows import forget_by_hand
+from flows.by_hand import _for_make
+from flows.nightly import nightly
+from tasks import due
+from tasks.ingest.forgetting import objects_in_use
+from tasks.ingest.people import replaced_registry_files
+from tasks.publish.reader import open_latest
+from tasks.publish.rewrite import files_in_use
+from tasks.store import open_store
+from tests.flows.conftest import PROJECT_ROOT, QUICK, two_taste_events
+
+PLANTED = "planted-person-7d1f"
+AND_ANOTHER = "planted-other-93ab"
+SETTINGS = QUICK.model_copy(
+    update={"recommend": QUICK.recommend.model_copy(update={"embeddings": True})},
+)
+NIGHTS = (date(2025, 11, 17), date(2025, 11, 18))
+DAY_S = 86_400
+
+
+@pytest.fixture
+def place(store_uri: str, night_place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store, a folder or S3, in which somebody has planted ids; two nights have been published."""
+    monkeypatch.setenv("NIGHTGRAPH_STORE", store_uri)
+    monkeypatch.setenv("COLUMNS", "200")
+    store = open_store(store_uri)
+    put(store_uri, "events/dt=2025-11-16/day.parquet", with_planted(two_taste_events()))
+    put(store_uri, "users/all.parquet", pl.DataFrame({"user_id": [PLANTED, "nobody-else"]}))
+    put(store_uri, "blocked/all.parquet", pl.DataFrame({"user_id": [PLANTED], "item_id": ["item-00"]}))
+    for as_of in NIGHTS:
+        nightly(SETTINGS, as_of=as_of)
+    assert len(store.list("_meta/commits")) == 2
+    return store_uri
+
+
+def with_planted(events: pl.DataFrame) -> pl.DataFrame:
+    """Two of the users have ids that are looked for afterwards."""
+    names = {"user-003": PLANTED, "user-008": AND_ANOTHER}
+    return events.with_columns(pl.col("user_id").replace(names))
+
+
+def put(store_uri: str, key: str, rows: pl.DataFrame) -> None:
+    path = Path(os.environ["NIGHTGRAPH_WORK"]).parent / "to-put.parquet"
+    rows.write_parquet(path)
+    open_store(store_uri).put_once(key, path)
+    path.unlink()
+
+
+def forget(*arguments: str, user: str = "") -> int:
+    if user:
+        os.environ[forget_by_hand.ONE_PERSON] = user
+    return forget_by_hand.main([*arguments, "--store", os.environ["NIGHTGRAPH_STORE"]])
+
+
+def grace_is_over(store_uri: str) -> None:
+    store = open_store(store_uri)
+    in_use = replaced_registry_files(store) | objects_in_use(store) | files_in_use(store)
+    due.sweep(store, in_use=in_use, grace=timedelta(0))
+
+
+def places_of(store_uri: str, person: str) -> set[str]:
+    """Keys of every object that holds the id, in its bytes or, where pages are compressed, in any of its columns."""
+    store = open_store(store_uri)
+    found = set()
+    for stored in store.list(""):
+        content, _ = store.read(stored.key)
+        texts = [content]
+        if stored.key.endswith(".parquet"):
+            texts.append(repr(pl.read_parquet(content).rows()).encode())
+        if any(person.encode() in text for text in texts):
+            found.add(stored.key)
+    return found
+
+
+def test_the_search_finds_an_id_in_a_compressed_page(place: str) -> None:
+    found = places_of(place, PLANTED)
+    assert {key.split("/")[0] for key in found} >= {"events", "users", "blocked", "recs", "outputs"}
+
+
+def test_nobody_is_left_anywhere_but_in_the_teams_own_files(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert forget(user=PLANTED) == 0
+    grace_is_over(place)
+    assert {key.split("/")[0] for key in places_of(place, PLANTED)} == {"events", "users", "blocked"}
+    assert {key.split("/")[0] for key in places_of(place, AND_ANOTHER)} > {"events", "recs"}, "who was not asked for"
+    live = open_latest(place, verify=True)
+    assert (live.manifest.as_of, live.manifest.version) == (NIGHTS[-1], 2)
+    assert live.for_user(PLANTED).is_empty()
+    assert len(live.for_user(AND_ANOTHER)) == 5
+    told = capfd.readouterr()
+    assert "1 person forgotten" in told.out
+    assert "12  events/dt=2025-11-16/day.parquet" not in told.out
+    assert "10  events/dt=2025-11-16/day.parquet" in told.out
+    assert "1  users/all.parquet" in told.out
+    assert PLANTED not in told.out + told.err
+    on_disk = [*(tmp_path / "work").rglob("*"), *tmp_path_factory.getbasetemp().glob("prefect*/**/*")]
+    assert any(path.suffix == ".db" for path in on_disk), "the server's database is looked into"
+    assert not [path for path in on_disk if path.is_file() and PLANTED.encode() in path.read_bytes()]
+
+
+def test_again_it_says_so_and_changes_nothing(place: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert forget(user=PLANTED) == 0
+    before = [stored for stored in open_store(place).list("") if stored.key != due.CLOCK_KEY]
+    capfd.readouterr()
+    assert forget(user=PLANTED) == 0
+    assert [stored for stored in open_store(place).list("") if stored.key != due.CLOCK_KEY] == before
+    assert "1 of them before" in capfd.readouterr().out
+
+
+def test_a_file_of_ids_is_taken_whole_or_not_at_all(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "people.txt"
+    listed.write_bytes(f"{PLANTED}\r\n\n{AND_ANOTHER}\nstranger-5e0c\n{PLANTED}\n".encode())
+    assert forget("--users", str(listed)) == 1
+    told = capfd.readouterr()
+    assert "of the 3 given ones those in the places 3 are nobody" in " ".join(told.out.replace("│", " ").split())
+    assert "stranger-5e0c" not in told.out + told.err
+    assert open_latest(place).manifest.version == 1, "a mistyped id stops the whole file"
+    assert forget("--users", str(listed), "--always") == 0
+    grace_is_over(place)
+    for person in (PLANTED, AND_ANOTHER):
+        assert {key.split("/")[0] for key in places_of(place, person)} <= {"events", "users", "blocked"}
+
+
+# ---- killed
+
+
+MOMENTS = ("registry", "part", "commit", "latest", "due")
+
+
+def test_killed_at_any_step_the_next_run_ends_it_without_the_id(
+    night_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = night_place / "store"
+    put(str(store), "events/day.parquet", with_planted(two_taste_events()))
+    nightly(SETTINGS)
+    shutil.copytree(store, night_place / "as-it-was")
+    for moment in MOMENTS:
+        shutil.rmtree(store)
+        shutil.copytree(night_place / "as-it-was", store)
+        killed = subprocess.run(
+            [sys.executable, str(PROJECT_ROOT / "tests/flows/killed_forget.py"), moment],
+            cwd=PROJECT_ROOT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), forget_by_hand.ONE_PERSON: PLANTED},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, f"{moment}: {killed.stdout[-2000:]}{killed.stderr[-2000:]}"
+        assert PLANTED not in killed.stdout + killed.stderr
+        open_latest(str(store), verify=True)
+        assert forget("--sweep") == 0, "nobody has to give the id again"
+        grace_is_over(str(store))
+        assert places_of(str(store), PLANTED) == {"events/day.parquet"}, moment
+        left = [path for path in (night_place / "work").rglob("*") if path.is_file() and path.name != "lock"]
+        assert left == []
+
+
+# ---- what is typed
+
+
+@pytest.mark.parametrize("user", ["42", "it's", 'a "b" c', "-x", "😀 $HOME $(id) `id`", "a\\b", ""])
+def test_make_hands_on_the_very_id_in_the_environment_and_on_no_command_line(tmp_path: Path, user: str) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "${NIGHTGRAPH_FORGET-none}" "$@"\n')
+    python.chmod(0o755)
+    command = f"make -o .venv/runtime forget BIN={tmp_path}" + (f" USER={_for_make(user)}" if user else "")
+    told = subprocess.run(
+        ["sh", "-c", command],
+        cwd=PROJECT_ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        | {"USER": "root"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines() == [user or "none", "-m", "flows.forget_by_hand"], shlex.join([command])
+
+
+def test_who_asks_for_nobody_or_twice_or_with_a_file_that_is_none_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTGRAPH_STORE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "empty").write_text("\n")
+    for arguments, user, words in (
+        ((), "", "nobody is to be forgotten"),
+        (("--users", str(tmp_path / "empty")), "", "nobody is to be forgotten"),
+        (("--users", str(tmp_path / "none")), "", "cannot be read as text"),
+        (("--users", str(tmp_path / "empty")), "42", "both given"),
+    ):
+        assert forget(*arguments, user=user) == 1
+        told = " ".join(capfd.readouterr().out.replace("│", " ").split())
+        assert "RunConfigError" in told
+        assert words in told
+        assert forget_by_hand.ONE_PERSON not in os.environ
