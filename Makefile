@@ -8,7 +8,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints
 .DEFAULT_GOAL := help
 .PHONY: help nightly show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
-  bench-fold-in bench-popular up down clean
+  bench-fold-in bench-popular bench-warm up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-recipe: .venv/dev ## why the training defaults are what they are, on valid
 
 bench-fold-in: .venv/dev ## folded-in rows beside trained ones, by number of events, on validation; DATA= ONLY="ml100k gowalla"
 	@$(BIN)/python -m benchmarks.fold_in $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
+
+bench-warm: .venv/dev ## ten nights of MovieLens in a row, cold and from the night before; DATA= ONLY="ml100k"
+	@$(BIN)/python -m benchmarks.warm $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
 
 bench-popular: .venv/dev ## how fast a like should age in what is popular, on validation; DATA=
 	@$(BIN)/python -m benchmarks.popular $(if $(DATA),--data "$(DATA)")
