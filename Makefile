@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly plan show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
   bench-fold-in bench-popular bench-warm up down clean
 
@@ -31,11 +31,15 @@ help: ## list the targets
 	@$(PIP) -e '.[dev,bench]'
 	@touch $@
 
+NIGHT = $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(ITEMS),--items "$(ITEMS)") $(if $(STORE),--store "$(STORE)") \
+  $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(RANKS),--ranks "$(RANKS)") $(if $(K),--k "$(K)") \
+  $(if $(filter 1 yes true,$(FORCE)),--force) $(if $(SET),--set $(SET))
+
 nightly: .venv/runtime ## a whole night; RATINGS= ITEMS= STORE= AS_OF= RANKS= K= FORCE=1 SET="group.field=value ..."
-	@$(BIN)/python -m flows.by_hand \
-	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(ITEMS),--items "$(ITEMS)") $(if $(STORE),--store "$(STORE)") \
-	  $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(RANKS),--ranks "$(RANKS)") $(if $(K),--k "$(K)") \
-	  $(if $(filter 1 yes true,$(FORCE)),--force) $(if $(SET),--set $(SET))
+	@$(BIN)/python -m flows.by_hand $(NIGHT)
+
+plan: .venv/runtime ## what that night would take, by its footers: memory, disk, time; the same options
+	@$(BIN)/python -m flows.plan $(NIGHT)
 
 # $$USER is the command line's, and comes through the environment as it was typed; alone it would be the shell's own.
 show: .venv/runtime ## one person's likes and list, with titles, tiers and reasons; USER=42 STORE= RATINGS=

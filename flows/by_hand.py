@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         ensure_alone(Path(options.ratings), store, config.ingest)
     settle_environment(store_uri)
     server = start_server()  # it takes seconds, and the events come in meanwhile
-    _bring_events(options, store, config.ingest)
+    bring_events(options, store, config.ingest)
     log.info("starting Prefect, which takes some seconds, the first time more")
     wait_for(server)
     # Imported here: Prefect reads its settings once, when it is imported.
@@ -101,7 +101,7 @@ def show_night(
     show(console, screen)
 
 
-def _bring_events(options: argparse.Namespace, store: "Store", settings: "IngestConfig") -> None:
+def bring_events(options: argparse.Namespace, store: "Store", settings: "IngestConfig") -> None:
     """The file of ratings and its titles, or the town; with STORE alone the events are there already."""
     from tasks.ingest.movielens import import_ratings, import_titles, titles_beside
     from tasks.ingest.town import write_town

@@ -7,7 +7,7 @@ file's for all.
 import io
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
+from tasks.ingest.footers import ColumnHint, column_hint
 from tasks.store import Store, StoredObject
 
 FOOTERS_AT_ONCE = 16
@@ -26,6 +27,7 @@ LARGEST_FOOTER_BYTES = 64 << 20
 ROWS_ALWAYS_ALLOWED = 50_000_000
 MOST_ROWS_A_BYTE = 64
 
+ID_COLUMNS = ("user_id", "item_id")
 OUR_NAMES: Mapping[str, str] = {}  # what is wanted is called what we call it
 
 WANTED = {
@@ -51,6 +53,7 @@ class EventFile:
     modified_at: datetime
     columns: dict[str, pl.DataType]  # what a night reads -> its type, as Polars has it
     names: dict[str, str]  # the same -> what the file calls it
+    hints: dict[str, ColumnHint] = field(default_factory=dict)  # of its ids: about how many there are
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def inspect_file(
         footer, uri, num_bytes=pinned.num_bytes, required=required, optional=optional, names=names
     )
     called = {column: names.get(column, column) for column in columns}
-    return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns, called)
+    hints = {column: column_hint(footer, called[column]) for column in required if column in ID_COLUMNS}
+    return EventFile(pinned.key, uri, num_rows, pinned.modified_at, columns, called, hints)
 
 
 def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:

@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import naming_read_errors, scan_events
-from tasks.ingest.inspection import inspect_files
+from tasks.ingest.inspection import EventSchema, inspect_files
+from tasks.ingest.planner import Machine, Sizes, ensure_it_fits, plan_night, sizes_of
 from tasks.ingest.readiness import Clock, ensure_any, list_when_ready
 from tasks.ingest.rules import midnight_us
 from tasks.ingest.sources import (
@@ -43,6 +44,38 @@ BYTES_NEEDED_ALWAYS = 64 << 20
 log = logging.getLogger("nightgraph.ingest")
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What stands in the listing and the footers."""
+
+    night: date | None  # None where only the events themselves tell
+    events: list[StoredObject]
+    tables: list[StoredObject]
+    schema: EventSchema
+    sizes: Sizes
+
+
+def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Clock) -> Opened:
+    """List once, wait if a day is late, and read the footers. No row is read.
+
+    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, SchemaDrift.
+    """
+    settings = config.ingest
+    listed = list_when_ready(store, settings, night, clock)
+    events, tables = pin_events(listed, store, settings), pin_tables(store)
+    night = night or night_after(events)
+    if night is not None:
+        events = within_window(events, night, settings)
+        ensure_any(events, store, settings, night)
+    with pinned_while_reading(store, [*events, *tables]):
+        schema = inspect_files(store, events, settings)
+        inspect_tables(store, tables, schema)
+    known = read_version(store)
+    return Opened(
+        night, events, tables, schema, sizes_of(schema.files, known_users=known.users, known_items=known.items)
+    )
+
+
 def plan_run(
     store: Store,
     config: NightlyConfig,
@@ -53,28 +86,27 @@ def plan_run(
     code_version: str,
     force: bool,
     clock: Clock,
+    machine: Machine,
 ) -> Run:
     """The events are read only where neither a date, nor a schedule, nor the days in the keys say which night this is.
 
-    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, SchemaDrift, VolumeAnomaly, and what the store's
-    probe raises.
+    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, InputTooLarge, SchemaDrift, VolumeAnomaly, and
+    what the store's probe raises.
     """
-    settings = config.ingest
     store.probe()
-    listed = list_when_ready(store, settings, as_of or scheduled_on, clock)
-    events, tables = pin_events(listed, store, settings), pin_tables(store)
-    night = as_of or scheduled_on or night_after(events)
-    if night is None:
-        with pinned_while_reading(store, events):
-            latest = last_event_apart(store.uri, events, settings)
-        night = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
-    events = within_window(events, night, settings)
-    ensure_any(events, store, settings, night)
+    opened = look(store, config, night=as_of or scheduled_on, clock=clock)
+    events, tables, schema = opened.events, opened.tables, opened.schema
     pinned = [*events, *tables]
-    with pinned_while_reading(store, pinned):
-        schema = inspect_files(store, events, settings)
-        inspect_tables(store, tables, schema)
-    odd_volume = check_volume(schema, night, settings)
+    plan = plan_night(opened.sizes, config, machine)
+    for line in plan.in_words(machine):
+        log.info("%s", line)
+    ensure_it_fits(plan, schema.files, opened.night, config, machine)
+    night = opened.night
+    if night is None:
+        with pinned_while_reading(store, pinned):
+            latest = last_event_apart(store.uri, events, config.ingest)
+        night = decide_date(as_of=None, scheduled_on=None, last_event_at=latest)
+    odd_volume = check_volume(schema, night, config.ingest)
     inputs = input_fingerprint(pinned)
     warm, cold_because = None, ""
     if config.train.warm_start and config.graph.split == "global_time":  # the only one with a moment for everybody

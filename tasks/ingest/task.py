@@ -18,6 +18,7 @@ from tasks.contracts import ForgottenIds, Interactions, LiveLists, Remains, Rewr
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
 from tasks.ingest.forgetting import objects_in_use, rewrite_days
+from tasks.ingest.machine import this_machine
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned
 from tasks.ingest.people import forget_ids, id_kind, ids_of, look_for, replaced_registry_files
 from tasks.ingest.readiness import Clock
@@ -53,6 +54,7 @@ def open_run(config: NightlyConfig, as_of: date | None, force: bool) -> Run:
         work_root=os.environ.get(WORK_VARIABLE, DEFAULT_WORK),
         code_version=code_version(),
         force=force,
+        machine=this_machine(os.environ.get(WORK_VARIABLE, DEFAULT_WORK)),
         clock=Clock(read=partial(datetime.now, UTC), sleep=time.sleep),
     )
 

@@ -37,6 +37,7 @@ from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest, ensure_counts_add_up
 from tasks.ingest.opening import ensure_room, plan_run, read_pinned, write_pinned
+from tasks.ingest.planner import Machine
 from tasks.ingest.readiness import Clock
 from tasks.ingest.rules import rules
 from tasks.ingest.sources import ensure_unchanged, input_fingerprint, pin_inputs, pinned_while_reading
@@ -730,6 +731,7 @@ def plan(store: Any, work: Path, **changed: Any) -> Run:
         "work_root": str(work),
         "code_version": "1",
         "force": False,
+        "machine": Machine(1 << 40, 1 << 40, threads=2),
         "clock": Clock(read=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
         **changed,
     }

@@ -17,6 +17,7 @@ from tasks.contracts import Run
 from tasks.errors import InputIncomplete, InputMissing, SchemaDrift, VolumeAnomaly
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.opening import plan_run, read_pinned, scan_likes, traces_of
+from tasks.ingest.planner import Machine
 from tasks.ingest.readiness import Clock
 from tasks.ingest.rules import settings_of_rules
 from tasks.ingest.scan import scan_file
@@ -93,6 +94,7 @@ def plan(store: Any, work: Path, watch: Watch | None = None, *, as_of: date | No
         work_root=str(work),
         code_version="1",
         force=False,
+        machine=Machine(1 << 40, 1 << 40, threads=2),
         clock=(watch or Watch()).clock(),
     )
 

@@ -14,6 +14,7 @@ from tasks.contracts import Run, Tables
 from tasks.errors import InputCorrupt, InputUnstable, NothingAllowed, SchemaDrift, TableInvalid
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.opening import plan_run
+from tasks.ingest.planner import Machine
 from tasks.ingest.readiness import Clock
 from tasks.ingest.sources import pin_inputs, pin_tables
 from tasks.ingest.tables import MOST_SEGMENTS, digest_tables, inspect_tables
@@ -69,6 +70,7 @@ def plan(store: Any, tmp_path: Path) -> Run:
         work_root=str(tmp_path / "work"),
         code_version="code",
         force=False,
+        machine=Machine(1 << 40, 1 << 40, threads=2),
         clock=Clock(read=lambda: datetime(2026, 11, 23, tzinfo=UTC), sleep=lambda seconds: None),
     )
 

@@ -1,0 +1,227 @@
+"""What a night will take, from footers alone: memory, disk and time of each stage, against what the machine has.
+
+R rows, U users, I items (tasks/ingest/footers.py), N = U + I, L likes: the rows, or LIKED_SHARE of them where a
+threshold decides. Of pairs no footer tells; each row is taken for one of its own, which is the most there can be.
+D train.width, K recommend.k. Bytes of all processes together, on top of NIGHT_BYTES:
+
+ingest     CHILD_BYTES + ROW_BYTES x R
+graph      PAIR_BYTES x R
+train      RANK_BYTES + models/plan.needed_bytes of the cheapest split; on GPUs, what the first rank makes the start of
+evaluate   MEASURE_BYTES + LIKE_BYTES x L + 24 I x neighbours + 8 N x filter_width and 24 I^2, where these rivals run
+recommend  what evaluate had, which stays with the process + 4 N D + the rows of a shard, or recommend.memory_mib
+judge      what recommend had + LIST_ROW_BYTES x U x K
+
+Disk is what stands in the work folder at once. Seconds are rough on purpose: they tell minutes from hours.
+benchmarks/planner.py holds the memory against measured peaks; the constants are from there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from models.plan import CPU_THREAD, GPU, Size, cheapest, cost_of, needed_bytes
+from tasks.config import NightlyConfig
+from tasks.errors import InputTooLarge
+from tasks.ingest.footers import ids_of_all
+from tasks.ingest.inspection import EventFile
+from tasks.ingest.sources import day_of
+
+MIB, GIB = 2**20, 2**30
+NIGHT_BYTES = 640 * MIB  # Python, torch, Polars, Prefect and its server
+CHILD_BYTES = 210 * MIB  # the process that reads files
+RANK_BYTES = 500 * MIB  # a process that trains, before its tables
+MEASURE_BYTES = 150 * MIB
+ROW_BYTES, PAIR_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 125, 270, 200, 200
+SHARD_ROW_BYTES = 160
+SERVING_BYTES = 60 * MIB
+LIKED_SHARE = 0.6  # of ratings, at the usual threshold
+RUN_ROW_BYTES, PAIR_ARRAY_BYTES, GRAPH_PAIR_BYTES = 20, 30, 60  # on disk
+ROWS_A_SECOND, PAIRS_A_SECOND, SCORES_A_SECOND, FILTERED_A_SECOND = 1e6, 1e6, 2e10, 1e8  # of a machine of two cores
+
+
+@dataclass(frozen=True)
+class Machine:
+    memory_bytes: int  # built in, or what a container may use
+    disk_bytes: int  # free, where the work folder is
+    threads: int
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    rows: int
+    users: int
+    items: int
+    num_bytes: int
+
+    def likes(self, config: NightlyConfig) -> int:
+        return round(self.rows * (LIKED_SHARE if config.ingest.like_threshold is not None else 1.0))
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    stage: str
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    sizes: Sizes
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def largest(self) -> StagePlan:
+        return max(self.stages, key=lambda stage: stage.memory_bytes)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    def in_words(self, machine: Machine) -> list[str]:
+        """A table, a line an entry."""
+        seconds = sum(stage.seconds for stage in self.stages)
+        head = f"about {self.sizes.rows:,} rows, {self.sizes.users:,} users, {self.sizes.items:,} items"
+        lines = [head, f"{'stage':<12}{'memory':>12}{'disk':>12}{'time':>12}"]
+        lines += [_line(stage.stage, stage.memory_bytes, stage.disk_bytes, stage.seconds) for stage in self.stages]
+        lines.append(_line("the night", self.largest.memory_bytes, self.disk_bytes, seconds))
+        lines.append(f"{'here':<12}{_size(machine.memory_bytes):>12}{_size(machine.disk_bytes):>12}")
+        return lines
+
+
+def sizes_of(files: Sequence[EventFile], *, known_users: int = 0, known_items: int = 0) -> Sizes:
+    """`known_`: what the registry has of earlier nights."""
+    users, items = (
+        ids_of_all([file.hints[column] for file in files if column in file.hints], known)
+        for column, known in (("user_id", known_users), ("item_id", known_items))
+    )
+    read = sum(hint.num_bytes for file in files for hint in file.hints.values())
+    return Sizes(sum(file.num_rows for file in files), users, items, read)
+
+
+def plan_night(sizes: Sizes, config: NightlyConfig, machine: Machine) -> Plan:
+    rows, users, items = sizes.rows, sizes.users, sizes.items
+    nodes, width = users + items, config.train.width
+    train, table = _train(sizes, config, machine), 4 * nodes * (width + 1)
+    measuring = _measuring_bytes(sizes, config)
+    list_rows = users * config.recommend.k
+    shard = SHARD_ROW_BYTES * min(users, config.recommend.users_per_shard) * config.recommend.k
+    serving = measuring + min(SERVING_BYTES + table + shard, config.recommend.memory_mib * MIB)
+    reading = ROW_BYTES * rows
+    scores = SCORES_A_SECOND / width
+    stages = (
+        StagePlan("ingest", CHILD_BYTES + reading, (RUN_ROW_BYTES + PAIR_ARRAY_BYTES) * rows, 2 + rows / ROWS_A_SECOND),
+        StagePlan("graph", PAIR_BYTES * rows, GRAPH_PAIR_BYTES * rows, 1 + rows / PAIRS_A_SECOND),
+        train,
+        StagePlan("evaluate", measuring, 0, 5 + users * items / scores + _filter_seconds(sizes, config)),
+        StagePlan("recommend", serving, 25 * list_rows, 2 + users * items / scores),
+        StagePlan("judge", serving + LIST_ROW_BYTES * list_rows, 0, 1 + list_rows / 1e6),
+    )
+    return Plan(sizes, tuple(replace(stage, memory_bytes=NIGHT_BYTES + stage.memory_bytes) for stage in stages))
+
+
+def ensure_it_fits(
+    plan: Plan, files: Sequence[EventFile], night: date | None, config: NightlyConfig, machine: Machine
+) -> None:
+    """Raises InputTooLarge, with what to set."""
+    too_much = plan.largest.memory_bytes > machine.memory_bytes
+    if not too_much and plan.disk_bytes <= machine.disk_bytes:
+        return
+    what = (
+        f"needs about {_size(plan.largest.memory_bytes)} of memory ({plan.largest.stage}), this machine has "
+        f"{_size(machine.memory_bytes)}"
+        if too_much
+        else f"needs about {_size(plan.disk_bytes)} of disk, and {_size(machine.disk_bytes)} are free for work"
+    )
+    knobs = [*_days_that_fit(files, night, config, machine), *_width_that_fits(plan, config, machine)]
+    told = f"Set {' or '.join(knobs)}, or take a larger machine." if knobs else "Take a larger machine."
+    raise InputTooLarge(
+        f"{what}, for {plan.sizes.rows:,} rows of about {plan.sizes.users:,} users and {plan.sizes.items:,} items. "
+        f"Nothing was read or started. {told} (make plan prints what each stage takes.)"
+    )
+
+
+# ---- the formulas
+
+
+def _train(sizes: Sizes, config: NightlyConfig, machine: Machine) -> StagePlan:
+    settings = config.train
+    on_gpus = machine.gpus > 0 and settings.device != "cpu"
+    ranks = settings.ranks or (machine.gpus if on_gpus else 1)
+    size = Size(
+        users=sizes.users,
+        items=sizes.items,
+        likes=sizes.likes(config),
+        width=settings.width,
+        layers=settings.layers,
+        batches_per_epoch=settings.batches_per_epoch,
+        negatives=min(settings.negatives, sizes.items),
+    )
+    splits = ("data", "columns", "rows") if settings.split == "auto" else (settings.split,)
+    costs = [cost_of(split, size, ranks * settings.nodes, GPU if on_gpus else CPU_THREAD) for split in splits]
+    cpu_ranks = 0 if on_gpus else ranks
+    least = cheapest(costs, float("inf") if on_gpus else machine.memory_bytes, cpu_ranks=cpu_ranks)
+    cost = least or min(costs, key=lambda one: needed_bytes(one, cpu_ranks))
+    memory = RANK_BYTES * ranks + (cost.bytes_of_start if on_gpus else needed_bytes(cost, cpu_ranks))
+    table = 4 * (sizes.users + sizes.items) * (settings.width + 1)
+    steps = 2 * settings.max_epochs * settings.batches_per_epoch
+    seconds = 10 + steps * cost.seconds_of_step / max(1, machine.threads // ranks if not on_gpus else 1)
+    return StagePlan("train", memory, 5 * table, seconds)  # two fits, a checkpoint with two moments
+
+
+def _measuring_bytes(sizes: Sizes, config: NightlyConfig) -> int:
+    settings, items, likes = config.evaluate, sizes.items, sizes.likes(config)
+    ease = 24 * items * items if items <= settings.ease_items_at_most else 0
+    spectrum = 8 * (sizes.users + items) * settings.filter_width if likes <= settings.filter_likes_at_most else 0
+    return MEASURE_BYTES + LIKE_BYTES * likes + 24 * items * settings.knn_neighbours + ease + spectrum
+
+
+def _filter_seconds(sizes: Sizes, config: NightlyConfig) -> float:
+    likes = sizes.likes(config)
+    return sizes.users * likes / FILTERED_A_SECOND if likes <= config.evaluate.filter_likes_at_most else 0.0
+
+
+# ---- what to set
+
+
+def _days_that_fit(
+    files: Sequence[EventFile], night: date | None, config: NightlyConfig, machine: Machine
+) -> list[str]:
+    """The longest window that the machine can take, by the files of its days; nothing where keys have no days."""
+    if night is None:
+        return []
+    days = sorted({on for file in files if (on := day_of(file.key)) is not None and on < night}, reverse=True)
+    if not days or any(day_of(file.key) is None for file in files):
+        return []
+
+    def fits(day: date) -> bool:
+        kept = [file for file in files if (on := day_of(file.key)) is not None and on >= day]
+        plan = plan_night(sizes_of(kept), config, machine)
+        return plan.largest.memory_bytes <= machine.memory_bytes and plan.disk_bytes <= machine.disk_bytes
+
+    # Of a window one day more is read on either side (sources.within_window).
+    longest = [(night - day).days - 1 for day in days if (night - day).days > 1 and fits(day)]
+    return [f"ingest.window_days <= {max(longest)}"] if longest else []
+
+
+def _width_that_fits(plan: Plan, config: NightlyConfig, machine: Machine) -> list[str]:
+    if plan.largest.stage != "train":
+        return []
+    for width in range(config.train.width - 8, 7, -8):
+        narrower = config.model_copy(update={"train": config.train.model_copy(update={"width": width})})
+        if plan_night(plan.sizes, narrower, machine).largest.memory_bytes <= machine.memory_bytes:
+            return [f"train.width <= {width}"]
+    return []
+
+
+def _line(name: str, memory: int, disk: int, seconds: float) -> str:
+    return f"{name:<12}{_size(memory):>12}{_size(disk):>12}{_time(seconds):>12}"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.1f} GiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
