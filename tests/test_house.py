@@ -120,6 +120,21 @@ def test_the_clock_is_read_where_it_may_be() -> None:
     assert reading <= CLOCKS
 
 
+def test_only_the_sweep_of_what_is_due_removes_from_a_store_and_no_night_calls_it() -> None:
+    removing = {
+        name_of(path)
+        for path in SOURCES
+        for name, call in calls_of(path)
+        if name.endswith(".remove") and "etag" in {keyword.arg for keyword in call.keywords}
+    }
+    assert removing == {"tasks/due.py"}
+    sweeping = {name_of(path) for path in SOURCES for name, _ in calls_of(path) if name.split(".")[-1] == "sweep"}
+    assert sweeping == {"tasks/publish/task.py"}
+    asking = {name_of(path) for path in SOURCES for name, _ in calls_of(path) if name == "remove_what_is_due"}
+    assert asking == {"flows/forget.py"}
+    assert "forget" not in (ROOT / "flows/nightly.py").read_text()
+
+
 def test_every_module_says_what_it_is_for() -> None:
     assert not [name_of(path) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
 

@@ -37,7 +37,7 @@ FileT = TypeVar("FileT", bound=PublishedFile)
 def find_published(store: Store, run: Run) -> Published | None:
     """This very night, if it is the newest of its date; also ends what a night that died after its commit began."""
     standing = find_commit(store, run.as_of)
-    return _published(store, standing, already=True) if standing and _is_this_night(standing, run, store) else None
+    return as_published(store, standing, already=True) if standing and _is_this_night(standing, run, store) else None
 
 
 def publish_night(
@@ -61,9 +61,9 @@ def publish_night(
         raise GateRefused(f"a refused night cannot be published ({failed}). The live recommendations stay.")
     base = find_commit(store, run.as_of)
     if base and base.attempt == attempt:  # a retry of ours: the commit had been made
-        return _published(store, base, already=False)
+        return as_published(store, base, already=False)
     if base and _is_this_night(base, run, store):  # a retry after an unknown outcome, or a quicker twin
-        return _published(store, base, already=True)
+        return as_published(store, base, already=True)
     base_version = base.version if base else 0
     schema = _columns_of_lists(recommendations)
     schemas = {o.name: columns_of(o.name, [(f.path, f.rows) for f in o.files]) for o in recommendations.outputs}
@@ -117,7 +117,7 @@ def publish_night(
         started=fitted.started,
     )
     standing = commit(store, manifest, force=run.force)
-    return _published(store, standing, already=standing.attempt != attempt)
+    return as_published(store, standing, already=standing.attempt != attempt)
 
 
 def _is_this_night(standing: Manifest, run: Run, store: Store) -> bool:
@@ -218,7 +218,7 @@ def _tell(run: Run, what: str, files: Sequence[PublishedFile]) -> None:
     log.info("%s: uploaded and read back %s in %d files, %.1f MB", run.as_of, what, len(files), num_bytes / 1e6)
 
 
-def _published(store: Store, manifest: Manifest, *, already: bool) -> Published:
+def as_published(store: Store, manifest: Manifest, *, already: bool) -> Published:
     is_latest = advance_latest(store, manifest)
     what = "published before, nothing to do" if already else "published"
     fate = "live" if is_latest else "not live, a newer night is"

@@ -11,12 +11,13 @@ import secrets
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import polars as pl
 
 from tasks import due
-from tasks.contracts import LATEST_KEY, RewrittenNights
+from tasks.contracts import LATEST_KEY, Published, RewrittenNights, Run
 from tasks.errors import ManifestInvalid, ObjectNotFound, PublishConflict, UploadCorrupt
 from tasks.publish.commit_log import advance_latest, commit, dates_with_a_commit, find_commit
 from tasks.publish.manifest import (
@@ -27,11 +28,12 @@ from tasks.publish.manifest import (
     parse_manifest,
     part_key,
 )
-from tasks.publish.night import upload
+from tasks.publish.night import as_published, upload
+from tasks.registry import open_registry, read_version
 from tasks.run import file_sha256
 from tasks.store import Store
 from tasks.warm import warm_key, without_users
-from tasks.without import Theirs, damaged, fetch, holds, still_holding, write_without
+from tasks.without import Theirs, damaged, fetch, holds, still_holding, theirs_of, write_without
 
 FOLDERS = ("recs", "outputs", "models")
 FileT = TypeVar("FileT", bound=PublishedFile)
@@ -61,6 +63,22 @@ def rewrite_nights(store: Store, theirs: Theirs, *, now: datetime, scratch: Path
         advance_latest(store, newest)
     due.write_down(store, still_holding(store, FOLDERS, theirs, in_use=files_in_use(store), failed=failed))
     return RewrittenNights(tuple(nights), rows, failed)
+
+
+def without_who_left_meanwhile(store: Store, run: Run, published: Published, *, now: datetime) -> Published:
+    """Somebody may have been forgotten while this night ran: then its next version, without them, is what it published.
+
+    What that replaces is noted as due by the next sweep: a night has no part in removing.
+    """
+    if read_version(store).forgotten == run.registry_forgotten:
+        return published
+    with TemporaryDirectory(dir=run.work_folder) as scratch:
+        theirs = theirs_of(open_registry(store))
+        if not _rewrite_date(store, published.as_of, theirs, now=now, scratch=Path(scratch)):
+            return published
+    standing = find_commit(store, published.as_of)
+    assert standing is not None
+    return as_published(store, standing, already=published.already)
 
 
 def files_in_use(store: Store) -> frozenset[str]:

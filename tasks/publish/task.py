@@ -27,7 +27,7 @@ from tasks.errors import ObjectNotFound, is_worth_a_retry
 from tasks.publish.manifest import ingest_settings
 from tasks.publish.night import find_published, publish_night
 from tasks.publish.reader import open_latest
-from tasks.publish.rewrite import files_in_use, rewrite_nights
+from tasks.publish.rewrite import files_in_use, rewrite_nights, without_who_left_meanwhile
 from tasks.registry import open_registry
 from tasks.run import measured
 from tasks.store import open_store
@@ -58,7 +58,8 @@ def publish(
     now, attempt = _attempt(f"{flow_run.id} {flow_run.run_count}" if flow_run.id else secrets.token_hex(8))
     store = open_store(run.store_uri)
     with measured(run, "publish"):
-        return publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)
+        published = publish_night(store, run, fitted, evaluation, recommendations, verdict, now=now, attempt=attempt)
+        return without_who_left_meanwhile(store, run, published, now=now)
 
 
 # ---- forgetting

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import safetensors.numpy
 
-from tasks import due
+from tasks import due, registry
 from tasks.contracts import LATEST_KEY, Output, OutputFile
 from tasks.errors import ManifestInvalid
 from tasks.publish import rewrite
@@ -244,6 +244,18 @@ def test_a_night_that_commits_the_same_date_meanwhile_is_rewritten_too(make_nigh
     assert live.manifest.version == 3
     assert live.scan().collect()["score"].unique().to_list() == [2.0]
     assert set(live.scan().collect()["user_id"]) == {2, 3, 4, 5, 6}
+
+
+def test_a_night_leaves_out_who_was_forgotten_while_it_ran(make_night, store_uri, tmp_path):
+    night, store = make_night(store_uri), open_store(store_uri)
+    act = registry.forget(store, "users", pl.Series([1]))
+    published = night.publish()
+    run = dataclasses.replace(night.run, work_folder=str(tmp_path))
+    after = rewrite.without_who_left_meanwhile(store, run, published, now=NOW)
+    assert (after.version, after.already, after.is_latest, after.users) == (2, False, True, 5)
+    assert set(open_latest(store_uri, verify=True).scan().collect()["user_id"]) == {2, 3, 4, 5, 6}
+    knowing = dataclasses.replace(run, registry_forgotten=act.registry.version.forgotten)
+    assert rewrite.without_who_left_meanwhile(store, knowing, after, now=NOW) == after
 
 
 def test_two_who_forget_at_once_end_in_a_clean_night(make_night, store_uri, tmp_path):
