@@ -15,7 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ def main() -> None:
         if changes:
             continue  # what was tried is no result
         prefix = "warm_start" if name == "ml100k" else f"warm_start_{name}"
-        details = {"nights": [{which: asdict(one) for which, one in night.items()} for night in nights]}
-        merge_results("ingest", prefix, {f"{prefix}_{figure}": value for figure, value in figures.items()}, details)
+        merge_results(
+            "ingest", prefix, {f"{prefix}_{figure}": value for figure, value in figures.items()}, by_seed(nights)
+        )
 
 
 def replay(
@@ -209,6 +210,17 @@ def compared(nights: list[dict[str, Trained]]) -> dict[str, float]:
     return figures
 
 
+def by_seed(nights: list[dict[str, Trained]]) -> dict[str, list[float]]:
+    """Means over a seed's nights of what the warm fit has more than the cold one."""
+    seeds = [nights[i : i + NIGHTS] for i in range(0, len(nights), NIGHTS)]
+    return {
+        f"{part} recall, warm less cold": [
+            round(statistics.mean(getattr(n["warm"], of) - getattr(n["cold"], of) for n in some), 5) for some in seeds
+        ]
+        for part, of in (("validation", "best"), ("test", "test_recall"))
+    }
+
+
 def print_table(name: str, nights: list[dict[str, Trained]], figures: dict[str, float]) -> None:
     print(f"\n{name}: {NIGHTS} nights, {len(SEEDS)} seeds")
     print(f"{'seed, night':<14}{'validation, best look (its epoch)':<40}{'after one epoch':<22}test")
@@ -219,12 +231,8 @@ def print_table(name: str, nights: list[dict[str, Trained]], figures: dict[str, 
             f"{SEEDS[number // NIGHTS]}, {number % NIGHTS + 1:<8}{best:<40}{cold.recalls[0]:.4f}   "
             f"{warm.recalls[0]:<13.4f}{cold.test_recall:.4f}   {warm.test_recall:.4f}"
         )
-    for part, of in (("validation", "best"), ("test", "test_recall")):
-        by_seed = [
-            statistics.mean(getattr(night["warm"], of) - getattr(night["cold"], of) for night in some)
-            for some in (nights[i : i + NIGHTS] for i in range(0, len(nights), NIGHTS))
-        ]
-        print(f"{part} recall, warm less cold, by seed: " + "  ".join(f"{value:+.4f}" for value in by_seed))
+    for what, values in by_seed(nights).items():
+        print(f"{what}, by seed: " + "  ".join(f"{value:+.4f}" for value in values))
     for figure, value in figures.items():
         print(f"  {figure:<40}{value:.4f}")
 
