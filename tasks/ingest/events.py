@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -13,6 +14,7 @@ from tasks.ingest.inspection import EventFile, EventSchema
 from tasks.ingest.rules import EPOCH
 from tasks.ingest.scan import scan_columns, scan_file
 
+NOT_UTF8 = "invalid UTF-8"  # in Polars' words
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
@@ -60,6 +62,21 @@ def naming_read_errors(files: Sequence[EventFile]) -> Iterator[None]:
             f"reading {len(files)} input files failed ({type(error).__name__}), and reading them one by one did "
             "not. Nothing was published. Run again."
         ) from error
+
+
+def with_text_as_bytes(files: Sequence[EventFile], error: InputCorrupt) -> tuple[EventFile, ...] | None:
+    """The files to read once more, where what Polars could not read of one is text that is not UTF-8; else None."""
+    if NOT_UTF8 not in str(error.__cause__):
+        return None
+    return tuple(replace(file, text_as_bytes=True) if _is_not_utf8(file) else file for file in files)
+
+
+def _is_not_utf8(file: EventFile) -> bool:
+    try:
+        read_through(file)
+    except pl.exceptions.PolarsError as error:
+        return NOT_UTF8 in str(error)
+    return False
 
 
 def read_through(file: EventFile) -> None:

@@ -54,6 +54,7 @@ class EventFile:
     columns: dict[str, pl.DataType]  # what a night reads -> its type, as Polars has it
     names: dict[str, str]  # the same -> what the file calls it
     hints: dict[str, ColumnHint] = field(default_factory=dict)  # of its ids: about how many there are
+    text_as_bytes: bool = False  # set where text turned out not to be UTF-8: Polars reads no such column
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ Nothing is read before a sink asks for it. A file is read with its own types, so
 
 from collections.abc import Sequence
 
+import fsspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
 
 from tasks.config import IngestConfig
 from tasks.ingest.inspection import EventFile, EventSchema
@@ -37,6 +40,8 @@ def scan_file(file: EventFile, schema: EventSchema, settings: IngestConfig) -> p
 
 def scan_columns(files: Sequence[EventFile]) -> pl.LazyFrame:
     """The required columns of files of the same types, under the files' own names."""
+    if any(file.text_as_bytes for file in files):
+        return pl.concat([_scan_bytes(file) for file in files])
     return pl.scan_parquet(
         [place_of(file.uri) for file in files],
         schema={files[0].names[role]: kind for role, kind in files[0].columns.items()},
@@ -44,6 +49,29 @@ def scan_columns(files: Sequence[EventFile]) -> pl.LazyFrame:
         hive_partitioning=False,  # dt=2026-11-21 in a key is a folder's name, not a column
         glob=False,
     )
+
+
+def _scan_bytes(file: EventFile) -> pl.LazyFrame:
+    """Text by way of its bytes. What is no UTF-8 comes as its escapes after a NUL, and a rule refuses it by name."""
+    filesystem, path = fsspec.core.url_to_fs(place_of(file.uri))
+    found = ds.dataset(path, filesystem=filesystem, format="parquet").schema
+    wanted = [found.field(file.names[role]) for role in file.columns]
+    text = [field.name for field in wanted if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    schema = pa.schema([field.with_type(pa.large_binary()) if field.name in text else field for field in wanted])
+    decoded = pl.col(text).map_batches(_decoded, return_dtype=pl.String(), is_elementwise=True)
+    as_bytes = ds.dataset(path, schema=schema, filesystem=filesystem, format="parquet")
+    return pl.scan_pyarrow_dataset(as_bytes).with_columns(decoded)
+
+
+def _decoded(values: pl.Series) -> pl.Series:
+    return pl.Series(values.name, [None if value is None else _text_of(value) for value in values], pl.String())
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return "\0" + value.decode(errors="backslashreplace")
 
 
 def as_they_came(rows: pl.LazyFrame, files: Sequence[EventFile]) -> pl.LazyFrame:
