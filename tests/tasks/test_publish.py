@@ -4,12 +4,14 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import LATEST_KEY
 from tasks.errors import (
     CountsDisagree,
@@ -68,6 +70,18 @@ def test_a_published_night_says_everything_about_itself(make_night, store_uri):
     assert (published.already, published.is_latest) == (False, True)
     assert published.commit_uri == f"{store.uri}/_meta/commits/2026-11-23/v00000001.json"
     assert published.latest_uri == f"{store.uri}/_meta/LATEST.json"
+
+
+def test_an_odd_volume_that_somebody_overrode_stands_in_the_manifest_with_the_reason(make_night, store_uri):
+    night = make_night(store_uri)
+    accepted = IngestConfig(volume_override="accept", volume_override_reason="Anna: the sale")
+    run = replace(night.run, config=NightlyConfig(ingest=accepted), odd_volume="2026-11-22 has 301 rows, +201%")
+    replace(night, run=run).publish()
+    told = open_latest(store_uri).manifest.input
+    assert (told.odd_volume, told.override_reason) == ("2026-11-22 has 301 rows, +201%", "Anna: the sale")
+    make_night(store_uri, as_of=date(2026, 11, 24)).publish()
+    told = open_latest(store_uri).manifest.input
+    assert (told.odd_volume, told.override_reason) == ("", "")
 
 
 def test_only_parquet_lies_below_recs(make_night, store_uri):
