@@ -17,6 +17,7 @@ class Request:
     path: str
     conditional: bool
     number: int  # among the conditional PUTs, counted from 1, a repeated one too; 0: another request
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         conditional = self.command == "PUT" and any(name.lower() in CONDITIONS for name in headers)
         with proxy.lock:
             number = len(proxy.conditional_puts()) + 1 if conditional else 0
-            request = Request(self.command, self.path, conditional, number)
+            request = Request(self.command, self.path, conditional, number, headers)
             proxy.requests.append(request)
             fault = proxy.fault(request) or ""
             if re.match(r"\d{3}", fault):

@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import forget_by_hand
 from flows.by_hand import _for_make
@@ -28,22 +30,40 @@ AND_ANOTHER = "planted-other-93ab"
 SETTINGS = QUICK.model_copy(
     update={"recommend": QUICK.recommend.model_copy(update={"embeddings": True})},
 )
+THEIRS = {"events/dt=2025-11-16/day.parquet", "users/all.parquet", "blocked/all.parquet"}  # the team's own files
 NIGHTS = (date(2025, 11, 17), date(2025, 11, 18))
-DAY_S = 86_400
+
+
+@pytest.fixture(scope="module")
+def published(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder store in which somebody has planted ids, with two nights: made once, and copied by each test."""
+    folder = tmp_path_factory.mktemp("published")
+    store = folder / "store"
+    with pytest.MonkeyPatch.context() as environment, temporary_settings({PREFECT_API_URL: prefect_server}):
+        environment.setenv("NIGHTGRAPH_STORE", str(store))
+        environment.setenv("NIGHTGRAPH_WORK", str(folder / "work"))
+        environment.setenv("PREFECT_API_URL", prefect_server)
+        for key, rows in (
+            ("events/dt=2025-11-16/day.parquet", with_planted(two_taste_events())),
+            ("users/all.parquet", pl.DataFrame({"user_id": [PLANTED, "nobody-else"]})),
+            ("blocked/all.parquet", pl.DataFrame({"user_id": [PLANTED], "item_id": ["item-00"]})),
+        ):
+            (store / key).parent.mkdir(parents=True)
+            rows.write_parquet(store / key)
+        for as_of in NIGHTS:
+            nightly(SETTINGS, as_of=as_of)
+        yield store
 
 
 @pytest.fixture
-def place(store_uri: str, night_place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store, a folder or S3, in which somebody has planted ids; two nights have been published."""
+def place(published: Path, store_uri: str, night_place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A copy of it, in a folder or on S3."""
     monkeypatch.setenv("NIGHTGRAPH_STORE", store_uri)
     monkeypatch.setenv("COLUMNS", "200")
     store = open_store(store_uri)
-    put(store_uri, "events/dt=2025-11-16/day.parquet", with_planted(two_taste_events()))
-    put(store_uri, "users/all.parquet", pl.DataFrame({"user_id": [PLANTED, "nobody-else"]}))
-    put(store_uri, "blocked/all.parquet", pl.DataFrame({"user_id": [PLANTED], "item_id": ["item-00"]}))
-    for as_of in NIGHTS:
-        nightly(SETTINGS, as_of=as_of)
-    assert len(store.list("_meta/commits")) == 2
+    for path in published.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            store.put_once(path.relative_to(published).as_posix(), path)
     return store_uri
 
 
@@ -51,13 +71,6 @@ def with_planted(events: pl.DataFrame) -> pl.DataFrame:
     """Two of the users have ids that are looked for afterwards."""
     names = {"user-003": PLANTED, "user-008": AND_ANOTHER}
     return events.with_columns(pl.col("user_id").replace(names))
-
-
-def put(store_uri: str, key: str, rows: pl.DataFrame) -> None:
-    path = Path(os.environ["NIGHTGRAPH_WORK"]).parent / "to-put.parquet"
-    rows.write_parquet(path)
-    open_store(store_uri).put_once(key, path)
-    path.unlink()
 
 
 def forget(*arguments: str, user: str = "") -> int:
@@ -96,7 +109,7 @@ def test_nobody_is_left_anywhere_but_in_the_teams_own_files(
 ) -> None:
     assert forget(user=PLANTED) == 0
     grace_is_over(place)
-    assert {key.split("/")[0] for key in places_of(place, PLANTED)} == {"events", "users", "blocked"}
+    assert places_of(place, PLANTED) == THEIRS
     assert {key.split("/")[0] for key in places_of(place, AND_ANOTHER)} > {"events", "recs"}, "who was not asked for"
     live = open_latest(place, verify=True)
     assert (live.manifest.as_of, live.manifest.version) == (NIGHTS[-1], 2)
@@ -135,7 +148,7 @@ def test_a_file_of_ids_is_taken_whole_or_not_at_all(
     assert forget("--users", str(listed), "--always") == 0
     grace_is_over(place)
     for person in (PLANTED, AND_ANOTHER):
-        assert {key.split("/")[0] for key in places_of(place, person)} <= {"events", "users", "blocked"}
+        assert places_of(place, person) <= THEIRS
 
 
 # ---- killed
@@ -144,16 +157,11 @@ def test_a_file_of_ids_is_taken_whole_or_not_at_all(
 MOMENTS = ("registry", "part", "commit", "latest", "due")
 
 
-def test_killed_at_any_step_the_next_run_ends_it_without_the_id(
-    night_place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_at_any_step_the_next_run_ends_it_without_the_id(published: Path, night_place: Path) -> None:
     store = night_place / "store"
-    put(str(store), "events/day.parquet", with_planted(two_taste_events()))
-    nightly(SETTINGS)
-    shutil.copytree(store, night_place / "as-it-was")
     for moment in MOMENTS:
-        shutil.rmtree(store)
-        shutil.copytree(night_place / "as-it-was", store)
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(published, store)
         killed = subprocess.run(
             [sys.executable, str(PROJECT_ROOT / "tests/flows/killed_forget.py"), moment],
             cwd=PROJECT_ROOT,
@@ -168,7 +176,7 @@ def test_killed_at_any_step_the_next_run_ends_it_without_the_id(
         open_latest(str(store), verify=True)
         assert forget("--sweep") == 0, "nobody has to give the id again"
         grace_is_over(str(store))
-        assert places_of(str(store), PLANTED) == {"events/day.parquet"}, moment
+        assert places_of(str(store), PLANTED) == THEIRS, moment
         left = [path for path in (night_place / "work").rglob("*") if path.is_file() and path.name != "lock"]
         assert left == []
 

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from tasks import due, registry
 from tasks.contracts import LATEST_KEY, Output, OutputFile
-from tasks.errors import ManifestInvalid
+from tasks.errors import ManifestInvalid, StoreDenied
 from tasks.publish import rewrite
 from tasks.publish.commit_log import find_commit
 from tasks.publish.reader import open_latest
@@ -25,6 +25,7 @@ from tasks.run import file_sha256
 from tasks.store import open_store
 from tasks.warm import Recipe, save_warm
 from tasks.without import Theirs
+from tests.policies import allows, of_request, policy
 from tests.tasks.conftest import K
 
 AS_OF = date(2026, 11, 23)  # of make_night: users 1 to 3 in one file, 4 to 6 in another, K rows for each
@@ -273,6 +274,34 @@ def test_two_who_forget_at_once_end_in_a_clean_night(make_night, store_uri, tmp_
     store = open_store(store_uri)
     due.sweep(store, in_use=files_in_use(store), grace=timedelta(0))
     assert not [key for key, users in everything(store_uri).items() if users & {1, 4}]
+
+
+@pytest.mark.parametrize(("role", "denied"), [("forget", set()), ("job", {"DeleteObject", "ListBucketVersions"})])
+def test_the_role_that_forgets_is_enough_and_a_nights_role_is_not(
+    make_night, s3_store, fault_proxy, tmp_path, scratch, role, denied
+):
+    """By the policies that deploy/ hands out; who may not remove can rewrite all the same."""
+    bucket, _, prefix = s3_store.removeprefix("s3://").partition("/")
+    statements, refused = policy(role, bucket=bucket, prefix=prefix), set()
+    with_warm(with_embeddings(make_night(s3_store), tmp_path), tmp_path).publish()
+
+    def by_policy(request):
+        action, place, conditions = of_request(request.method, request.path, request.headers)
+        if allows(statements, action, place, **conditions):
+            return None
+        refused.add(action)
+        return "403 AccessDenied"
+
+    fault_proxy.fault = by_policy
+    forget(s3_store, 1, scratch=scratch)
+    store = open_store(s3_store)
+    if role == "forget":
+        assert due.sweep(store, in_use=files_in_use(store), grace=timedelta(0)).removed == 3
+    else:
+        with pytest.raises(StoreDenied):
+            due.sweep(store, in_use=files_in_use(store), grace=timedelta(0))
+    assert refused <= denied
+    assert bool(refused) == bool(denied)
 
 
 class Killed(BaseException):
