@@ -118,6 +118,12 @@ class IngestConfig(_Settings):
         le=1_000_000_000,
         description="Events of a user with more than so many on one day (UTC) are set aside for that day as a bot's.",
     )
+    memory_mib: int = Field(
+        3072,
+        ge=256,
+        le=1 << 20,
+        description="Memory that reading, sorting and merging events is laid out for. More makes larger pieces.",
+    )
 
     ready: Literal["now", "success", "quiet"] = Field(
         "now",

@@ -11,6 +11,15 @@ from tasks.config import IngestConfig, NightlyConfig
 
 LATEST_KEY = "_meta/LATEST.json"  # the one place where readers look
 TIERS = ("graph", "fold_in", "segment", "popular")  # in the order in which they follow each other within a list
+# Why a valid event is not a pair of its own (Interactions.set_aside), in words.
+SET_ASIDE = {
+    "older": "older events of the same pair",
+    "duplicate": "the same event again",
+    "later": "on the night's date or later",
+    "before_window": "before the window",
+    "bot": "of users with too many events on one day",
+    "forgotten": "of people who asked to be forgotten",
+}
 # What keeps an item out of a list (tasks/recommend/rules.py); the first that does counts.
 RULES = ("seen", "blocked", "unavailable", "unlisted", "too_new", "too_old", "segment", "category")
 
@@ -51,25 +60,36 @@ class Run:
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row for every valid (user, item) pair: what its latest event says, and since when it is known.
+    """One row for every (user, item) pair with a valid event of the night: what its latest event says, and since when.
 
-    `seen_path` is Parquet, sorted by user_id, item_id (as they came), with times in microseconds since 1970 UTC:
-    timestamp_us and liked (bool) of the latest event; first_seen_us, the pair's first event; first_liked_us, its first
-    like, null if there is none.
+    `folder` holds .npy arrays, to be opened memory-mapped. U users with a pair, P pairs by user, then item:
+
+    user_rows       i32 [U]    registry rows (tasks/registry), ascending
+    indptr          i64 [U+1]  a user's pairs
+    item_row        i32 [P]    registry rows, ascending within a user
+    timestamp_us    i64 [P]    the latest event, microseconds since 1970 UTC
+    liked           bool [P]   what it says; with event weights, whether they add up to the threshold
+    first_seen_us   i64 [P]    the first event
+    first_liked_us  i64 [P]    the first like, -1 if there is none; with event weights the latest event of a liked pair
+
+    users.parquet (user_row, user_id) and items.parquet (item_row, item_id) are those with a pair, by row, with the ids
+    as they came. rows_in == kept + below_threshold + what is set aside + what is quarantined.
     """
 
-    seen_path: str
-    quarantine_path: str  # Parquet: the refused rows as they came, with the name of the rule
     fingerprint: str
     rows_in: int
     kept: int  # likes
     below_threshold: int  # valid, seen, not liked
-    duplicate: int  # older events of a pair
     quarantined: dict[str, int]  # rule -> rows
     num_users: int
     num_items: int
     first_event_at: datetime
     last_event_at: datetime
+    folder: str = ""
+    # older: another event of its pair is later. duplicate: the same event again. later, before_window: outside the
+    # night's times. bot, forgotten: of a user who has too many on one day, or who asked to be forgotten.
+    set_aside: dict[str, int] = field(default_factory=dict)
+    quarantine_files: tuple[str, ...] = ()  # keys: the refused rows as they came, with their file and rule
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Worlds whose answer is known, for every room: who likes what is decided here, so a test knows what must come out."""
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,16 @@ from models.distributed import Ranks
 from models.graph import load_csr
 from models.train import Spec, fit
 from models.validation import Validation
-from tasks.contracts import Fitted, Graph
+from tasks.config import IngestConfig
+from tasks.contracts import Fitted, Graph, Interactions
 from tasks.graph.edges import write_graph
 from tasks.graph.ids import number_ids, save_ids
 from tasks.graph.split import first_instant, split_by_time
+from tasks.ingest.inspection import inspect_files
+from tasks.ingest.interactions import digest
+from tasks.ingest.sources import pin_inputs
 from tasks.run import file_sha256, fingerprint_of
+from tasks.store import Store
 
 NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
 
@@ -61,6 +67,32 @@ def met_once(seen: pl.DataFrame) -> pl.DataFrame:
     """Pairs with one event each: the first one is the latest."""
     time = pl.col("timestamp_us")
     return seen.with_columns(first_seen_us=time, first_liked_us=pl.when("liked").then(time))
+
+
+def read_night(
+    store: Store, folder: Path, *, as_of: date, quarantine_share_at_most: float = 1.0, **settings: object
+) -> Interactions:
+    """The ingest room's own path from event files to pairs, without Prefect and a child around it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = IngestConfig(quarantine_share_at_most=quarantine_share_at_most, **settings)  # type: ignore[arg-type]
+    events = pin_inputs(store, source)
+    return digest(store, events, inspect_files(store, events, source), folder, as_of=as_of, settings=source)
+
+
+def pairs_of(interactions: Interactions) -> pl.DataFrame:
+    """What ingest left, as one frame sorted by ids: user_id, item_id, timestamp_us, liked, first_seen_us, ...
+
+    first_liked_us is null where nothing was liked.
+    """
+    folder = Path(interactions.folder)
+    columns = ("item_row", "timestamp_us", "liked", "first_seen_us", "first_liked_us")
+    arrays = {column: np.load(folder / f"{column}.npy") for column in columns}
+    counts = np.diff(np.load(folder / "indptr.npy"))
+    pairs = pl.DataFrame({"user_row": np.repeat(np.load(folder / "user_rows.npy"), counts), **arrays})
+    for column in ("user", "item"):
+        pairs = pairs.join(pl.read_parquet(folder / f"{column}s.parquet"), on=f"{column}_row", how="left")
+    liked = pl.when(pl.col("first_liked_us") >= 0).then("first_liked_us")
+    return pairs.select("user_id", "item_id", *columns[1:4], liked).sort("user_id", "item_id")
 
 
 def name(letter: str, number: int, integer_ids: bool) -> object:

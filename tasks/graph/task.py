@@ -4,14 +4,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from prefect import task
 
 from models.graph import load_csr
 from tasks.contracts import Graph, Interactions, Run
 from tasks.errors import is_worth_a_retry
 from tasks.graph.edges import write_graph
-from tasks.graph.ids import number_ids, save_ids
+from tasks.graph.ids import number_ids, read_pairs, save_ids
 from tasks.graph.split import first_instant, split_by_time
 from tasks.run import finish_stage
 
@@ -32,7 +31,7 @@ def build_graph(run: Run, interactions: Interactions) -> Graph:
 
 def _build(run: Run, interactions: Interactions, folder: Path) -> Graph:
     settings = run.config.graph
-    pairs, user_ids, item_ids = number_ids(pl.read_parquet(interactions.seen_path))
+    pairs, user_ids, item_ids = number_ids(read_pairs(Path(interactions.folder)))
     parted = split_by_time(
         pairs, split=settings.split, validation_share=settings.validation_share, test_share=settings.test_share
     )

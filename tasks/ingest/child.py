@@ -41,7 +41,7 @@ class Job:
     settings: IngestConfig
     as_of: date | None = None
     folder: str = ""
-    seen_path: str = ""
+    events_folder: str = ""
     people: list[int] | list[str] = field(default_factory=list, repr=False)
 
 
@@ -54,10 +54,10 @@ def digest_apart(
 
 
 def tables_apart(
-    store_uri: str, files: list[StoredObject], folder: Path, *, seen_path: str, settings: IngestConfig
+    store_uri: str, files: list[StoredObject], folder: Path, *, events_folder: str, settings: IngestConfig
 ) -> Tables:
     """tables.digest_tables in a child. `files` are the events', too: their ids are the measure."""
-    job = Job("tables", store_uri, files, settings, folder=str(folder), seen_path=seen_path)
+    job = Job("tables", store_uri, files, settings, folder=str(folder), events_folder=events_folder)
     return TypeAdapter(Tables).validate_python(_answer(job))
 
 
@@ -157,14 +157,15 @@ def _work(job: Job) -> Any:
         return None
     if job.what == "count remains":
         return TypeAdapter(Remains).dump_python(count_remains(store, job.files, job.people, job.settings), mode="json")
-    schema = inspect_files(store, events_of(job.files), job.settings)
+    events = events_of(job.files)
+    schema = inspect_files(store, events, job.settings)
     if job.what == "last event":
         return last_event_at(schema, job.settings).isoformat()
     if job.what == "tables":
-        tables = digest_tables(inspect_tables(store, job.files, schema), job.seen_path, Path(job.folder))
+        tables = digest_tables(inspect_tables(store, job.files, schema), Path(job.events_folder), Path(job.folder))
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
-    interactions = digest(schema, Path(job.folder), as_of=job.as_of, settings=job.settings)
+    interactions = digest(store, events, schema, Path(job.folder), as_of=job.as_of, settings=job.settings)
     return TypeAdapter(Interactions).dump_python(interactions, mode="json")
 
 

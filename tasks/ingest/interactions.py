@@ -1,188 +1,275 @@
-"""One row for every (user, item) pair that has an event, and every row that is none under its rule.
+"""From pinned files to pairs: list, inspect, scan, rules, compact.
 
-Nothing is dropped: each row that comes in is a like, a seen item that was not liked, an older event of its pair, or a
-quarantined row under the name of the first rule it breaks (events.py). The four counts add up to the footers' rows.
+What was digested by an earlier night is not read again (days.py); the rest is read, its new ids are numbered, its runs
+are kept for the nights to come (digest.py); all runs together become the night's pairs (merge.py).
+
+Nothing is dropped: each row that comes in is a like, a seen pair that was not liked, set aside for a reason that is
+counted, or quarantined under the name of the first rule it breaks. The counts add up to the footers' rows.
 """
 
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from models.pairs import MICRO, Folding, strengths
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
+from tasks.ingest.days import DigestedUnit, StoredFile, fetch_runs, put_files, read_markers, summed, write_marker
+from tasks.ingest.digest import KINDS, ROWS_PER_GROUP, FileCounts, ids_in, read_unit, write_runs
 from tasks.ingest.events import instant, naming_read_errors
 from tasks.ingest.inspection import EventSchema
-from tasks.ingest.rules import midnight_us, rules
-from tasks.ingest.scan import as_they_came, scan_file
-from tasks.run import file_sha256
+from tasks.ingest.merge import Merged, merge_runs
+from tasks.ingest.rules import DAY_US, ensure_contract, midnight_us
+from tasks.ingest.scan import scan_file
+from tasks.ingest.units import Unit, unit_folder, units_of
+from tasks.registry import Registry, extend, open_registry
+from tasks.run import file_sha256, fingerprint_of
+from tasks.store import Store, StoredObject
 
-# Row groups of a streamed file follow the engine's morsels unless their size is fixed, and so would the bytes.
-ROWS_PER_GROUP = 100_000
+FETCHED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Measured on the finished file."""
+class _Digested:
+    """All units of a night, with their runs on this machine, by unit."""
 
-    pairs: int
-    likes: int
-    num_users: int
-    num_items: int
-    liking_users: int
-    liked_items: int
-    first_us: int
-    last_us: int
+    registry: Registry
+    markers: list[DigestedUnit]
+    runs: list[Path]
+
+    def total(self, counted: str) -> dict[str, int]:
+        return summed(marker.total(counted) for marker in self.markers)
+
+    @property
+    def rows_in(self) -> int:
+        return sum(counts.rows for marker in self.markers for counts in marker.files.values())
 
 
-def digest(schema: EventSchema, folder: Path, *, as_of: date, settings: IngestConfig) -> Interactions:
-    """Write the pairs and the quarantined rows under `folder`, in one pass over the files.
+def digest(
+    store: Store,
+    events: Sequence[StoredObject],
+    schema: EventSchema,
+    folder: Path,
+    *,
+    as_of: date,
+    settings: IngestConfig,
+) -> Interactions:
+    """Write the night's pairs under `folder`, and what later nights can use into the store.
 
-    The pairs' bytes depend on the set of valid rows and on nothing else: not on the order of files and rows, on
-    quarantined rows or on threads. Of a pair's events the latest counts, of simultaneous ones the best rated.
+    The pairs depend on the set of valid rows and on nothing else: not on the order of files and rows, on quarantined
+    rows, on threads, on memory or on what earlier nights left. Of a pair's events the latest counts, of simultaneous
+    ones the best rated; with event weights, all of them.
 
-    Raises InputMissing, InputCorrupt, InputUnstable, NothingLiked, GraphTooSmall, CountsDisagree.
+    Raises InputMissing, InputCorrupt, InputUnstable, ContractViolation, NothingLiked, GraphTooSmall, CountsDisagree.
     """
-    seen_path, quarantine_path = folder / "seen.parquet", folder / "quarantine.parquet"
-    too_late = pl.col("timestamp_us") >= midnight_us(as_of)
-    rule = pl.when(pl.col("rule").is_null() & too_late).then(pl.lit("timestamp_in_future")).otherwise("rule")
-    scanned = [
-        scan_file(file, schema, settings).with_columns(rule.alias("rule"), pl.col("kind").eq(1).alias("liked"))
-        for file in schema.files
-    ]
-    columns = ("user_id", "item_id", "timestamp_us", "liked", "rule")
-    events = pl.concat([frame.select(columns) for frame in scanned])
-    refused = pl.concat([as_they_came(frame.filter(pl.col("rule").is_not_null()), schema.files) for frame in scanned])
-    with naming_read_errors(schema.files):
-        _, _, counted = pl.collect_all(
-            [
-                _sink(_one_row_a_pair(events.filter(pl.col("rule").is_null())), seen_path),
-                _sink(refused.sort(refused.collect_schema().names()), quarantine_path),
-                events.group_by("rule").len(),
-            ],
-            engine="streaming",
-        )
-    rows = {name: int(count) for name, count in counted.iter_rows()}
-    num_valid = rows.pop(None, 0)
-    quarantined = {rule.name: rows[rule.name] for rule in rules(schema.files[0], schema, settings) if rule.name in rows}
-    _expect_events(num_valid, quarantined, schema, as_of)
-    seen = _measure(seen_path)
-    _expect_a_graph(seen, num_valid, schema, settings)
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    digested = _digest_units(store, events, schema, scratch, settings)
+    version = digested.registry.version
+    merged = merge_runs(
+        digested.runs,
+        folder,
+        folding_of(as_of, settings),
+        num_items=version.items,
+        memory_mib=settings.memory_mib,
+    )
+    shutil.rmtree(scratch)
+    quarantined = digested.total("quarantined")
+    older = merged.events - merged.later - merged.before - merged.repeats - merged.pairs
+    on_the_way = {"older": older, "duplicate": merged.repeats, "later": merged.later, "before_window": merged.before}
+    set_aside = summed([digested.total("set_aside"), on_the_way])
+    set_aside = {reason: count for reason, count in set_aside.items() if count}
+    _expect_pairs(merged, set_aside, quarantined, digested.rows_in, schema, as_of)
+    _expect_a_graph(merged, schema, settings)
+    _write_ids(digested.registry, merged, schema, folder)
     interactions = Interactions(
-        seen_path=str(seen_path),
-        quarantine_path=str(quarantine_path),
-        fingerprint=file_sha256(seen_path),
-        rows_in=schema.num_rows,
-        kept=seen.likes,
-        below_threshold=seen.pairs - seen.likes,
-        duplicate=num_valid - seen.pairs,
+        folder=str(folder),
+        fingerprint=_fingerprint(folder),
+        rows_in=digested.rows_in,
+        kept=merged.likes,
+        below_threshold=merged.pairs - merged.likes,
+        set_aside=set_aside,
         quarantined=quarantined,
-        num_users=seen.num_users,
-        num_items=seen.num_items,
-        first_event_at=instant(seen.first_us),
-        last_event_at=instant(seen.last_us),
+        quarantine_files=tuple(part.key for marker in digested.markers for part in marker.quarantine),
+        num_users=merged.users,
+        num_items=int(np.count_nonzero(merged.items)),
+        first_event_at=instant(merged.first_us),
+        last_event_at=instant(merged.last_us),
     )
     ensure_counts_add_up(interactions)
     return interactions
 
 
+def folding_of(as_of: date, settings: IngestConfig) -> Folding:
+    """The night's times, and what an event adds to its pair."""
+    until_us = midnight_us(as_of)
+    days = settings.window_days
+    from_us = 0 if days is None else until_us - days * DAY_US
+    if not settings.event_weights:
+        return Folding(from_us, until_us)
+    weight_K = np.rint([settings.event_weights[name] * MICRO for name in settings.event_types]).astype(np.int64)
+    threshold = 1 if settings.like_threshold is None else max(1, round(settings.like_threshold * MICRO))
+    return Folding(from_us, until_us, strengths(weight_K, half_life_days=settings.weight_half_life_days), threshold)
+
+
 def ensure_counts_add_up(interactions: Interactions) -> None:
     """Raises CountsDisagree unless every row that came in is counted exactly once."""
-    quarantined = sum(interactions.quarantined.values())
-    out = interactions.kept + interactions.below_threshold + interactions.duplicate + quarantined
-    if out != interactions.rows_in or interactions.duplicate < 0:
+    aside, quarantined = sum(interactions.set_aside.values()), sum(interactions.quarantined.values())
+    out = interactions.kept + interactions.below_threshold + aside + quarantined
+    if out != interactions.rows_in or min(interactions.set_aside.values(), default=0) < 0:
         raise CountsDisagree(
             f"{interactions.rows_in:,} rows came in by the files' footers and {out:,} are accounted for "
-            f"({interactions.kept:,} likes, {interactions.below_threshold:,} below the threshold, "
-            f"{interactions.duplicate:,} older events, {quarantined:,} quarantined). Nothing was published. This is a "
-            "bug: please report it with these counts."
+            f"({interactions.kept:,} likes, {interactions.below_threshold:,} below the threshold, {aside:,} set aside, "
+            f"{quarantined:,} quarantined). Nothing was published. This is a bug: please report it with these counts."
         )
 
 
-def _one_row_a_pair(valid: pl.LazyFrame) -> pl.LazyFrame:
-    # One integer orders a pair's events: the time, and the like as its last bit. Its maximum is the latest event and,
-    # of simultaneous ones, a liked one if there is any, which is the best rated. Exact, and the engine streams it.
-    time = pl.col("timestamp_us")
-    pairs = valid.group_by("user_id", "item_id").agg(
-        (time * 2 + pl.col("liked")).max().alias("key"),
-        time.min().alias("first_seen_us"),
-        pl.when("liked").then(time).min().alias("first_liked_us"),
-    )
-    return pairs.select(
-        "user_id",
-        "item_id",
-        (pl.col("key") // 2).alias("timestamp_us"),
-        (pl.col("key") % 2 == 1).alias("liked"),
-        "first_seen_us",
-        "first_liked_us",
-    ).sort("user_id", "item_id")
+# ---- units
 
 
-def _sink(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
-    return frame.sink_parquet(
-        path, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP, maintain_order=True, lazy=True
-    )
-
-
-def _measure(seen_path: Path) -> _Seen:
-    liked = pl.col("liked")
-    row = (
-        pl.scan_parquet(seen_path)
-        .select(
-            pairs=pl.len(),
-            likes=liked.sum(),
-            num_users=pl.col("user_id").n_unique(),
-            num_items=pl.col("item_id").n_unique(),
-            liking_users=pl.col("user_id").filter(liked).n_unique(),
-            liked_items=pl.col("item_id").filter(liked).n_unique(),
-            first_us=pl.col("first_seen_us").min(),
-            last_us=pl.col("timestamp_us").max(),
+def _digest_units(
+    store: Store, events: Sequence[StoredObject], schema: EventSchema, scratch: Path, settings: IngestConfig
+) -> _Digested:
+    registry = open_registry(store)
+    units = units_of(events, settings, epoch=registry.version.epoch)
+    markers = read_markers(store, units)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as threads:
+        fetched = threads.map(lambda marker: fetch_runs(store, marker, scratch), markers.values())
+        runs = {name: paths for name, paths in zip(markers, fetched, strict=True) if paths is not None}
+    new = [unit for unit in units if unit.name not in runs]
+    files = {file.key: file for file in schema.files}
+    counts = {}
+    for unit in new:
+        of_unit = tuple(files[found.key] for found in unit.files)
+        counts[unit.name] = read_unit(of_unit, schema, unit_folder(scratch, unit), settings=settings)
+    quarantine = {unit.name: _keep_refused(store, unit, scratch) for unit in new}
+    earlier = {key: counted for name in runs for key, counted in markers[name].files.items()}
+    tonight = {f.key: counted for unit in new for f, counted in zip(unit.files, counts[unit.name], strict=True)}
+    _ensure_contract(store, earlier | tonight, settings)
+    registry = _number(store, registry, [unit_folder(scratch, unit) for unit in new])
+    for unit in new:
+        work = unit_folder(scratch, unit)
+        runs[unit.name] = write_runs(work, counts[unit.name], registry, settings=settings)
+        marker = DigestedUnit(
+            unit=unit.name,
+            place=unit.place,
+            files={found.key: counted for found, counted in zip(unit.files, counts[unit.name], strict=True)},
+            runs=put_files(store, f"days/{unit.folder}", "run", runs[unit.name]),
+            quarantine=quarantine[unit.name],
+            id_types={"user_id": str(schema.user_id), "item_id": str(schema.item_id)},
+            last_event_us=None,
         )
-        .collect(engine="streaming")
+        write_marker(store, unit, marker)
+        markers[unit.name] = marker
+    return _Digested(
+        registry, [markers[unit.name] for unit in units], [path for unit in units for path in runs[unit.name]]
     )
-    return _Seen(**row.row(0, named=True))
+
+
+def _keep_refused(store: Store, unit: Unit, scratch: Path) -> tuple[StoredFile, ...]:
+    refused = sorted(unit_folder(scratch, unit).glob("piece-*/refused.parquet"))
+    return put_files(store, f"quarantine/{unit.folder}", "part", refused)
+
+
+def _ensure_contract(store: Store, counts: dict[str, FileCounts], settings: IngestConfig) -> None:
+    rows = sum(counted.rows for counted in counts.values())
+    refused = {store.uri_of(key): counted.quarantined for key, counted in counts.items() if counted.quarantined}
+    if any(counted.valid for counted in counts.values()):  # else there is no event at all, which says more
+        ensure_contract(refused, rows, settings)
+
+
+def _number(store: Store, registry: Registry, folders: list[Path]) -> Registry:
+    """One new version of the registry with all new ids of the night."""
+    if not any(folder.exists() for folder in folders):
+        return registry
+    users, items = (ids_in(folders, kind) for kind in KINDS)
+    return extend(store, registry, users, items) if len(users) else registry
+
+
+# ---- what goes out
+
+
+def _write_ids(registry: Registry, merged: Merged, schema: EventSchema, folder: Path) -> None:
+    user_rows = np.load(folder / "user_rows.npy")
+    item_rows = np.flatnonzero(merged.items).astype(np.int32)
+    for kind, name, rows, kept in (
+        ("users", "user", user_rows, schema.user_id),
+        ("items", "item", item_rows, schema.item_id),
+    ):
+        ids = registry.ids_of(kind, rows).cast(kept)  # type: ignore[arg-type]
+        pl.DataFrame({f"{name}_row": rows, f"{name}_id": ids}).write_parquet(
+            folder / f"{kind}.parquet", compression="zstd", compression_level=1, row_group_size=ROWS_PER_GROUP
+        )
+
+
+def _fingerprint(folder: Path) -> str:
+    with ThreadPoolExecutor() as threads:
+        paths = sorted([*folder.glob("*.npy"), *folder.glob("*.parquet")])
+        return fingerprint_of(list(zip((path.name for path in paths), threads.map(file_sha256, paths), strict=True)))
 
 
 # ---- what no night can go on with
 
 
-def _expect_events(num_valid: int, quarantined: dict[str, int], schema: EventSchema, as_of: date) -> None:
-    if num_valid:
+def _expect_pairs(
+    merged: Merged,
+    set_aside: dict[str, int],
+    quarantined: dict[str, int],
+    rows_in: int,
+    schema: EventSchema,
+    as_of: date,
+) -> None:
+    if merged.pairs:
         return
-    if not schema.num_rows:
+    if not rows_in:
         raise InputMissing(
             f"the {len(schema.files)} event files hold no rows at all. Nothing was published. See what should have "
             "written them."
         )
-    found = ", ".join(f"{rule} {count:,}" for rule, count in quarantined.items())
+    found = ", ".join(f"{rule} {count:,}" for rule, count in (quarantined | set_aside).items())
     hint = ""
     too_late = sum(quarantined.get(rule, 0) for rule in ("timestamp_in_future", "timestamp_after_9999"))
-    if too_late * 2 > schema.num_rows:
+    too_late += set_aside.get("later", 0)
+    if too_late * 2 > rows_in:
         hint = (
             f" Most events lie after the start of {as_of} (UTC): the date is before the first event, or integer "
             "timestamps are milliseconds where seconds are wanted."
         )
     raise InputMissing(
-        f"none of the {schema.num_rows:,} rows in {len(schema.files)} event files is a valid event before {as_of}: "
+        f"none of the {rows_in:,} rows in {len(schema.files)} event files is a valid event before {as_of}: "
         f"{found}. Nothing was published.{hint}"
     )
 
 
-def _expect_a_graph(seen: _Seen, num_valid: int, schema: EventSchema, settings: IngestConfig) -> None:
-    if not seen.likes and settings.like_threshold is not None:
+def _expect_a_graph(merged: Merged, schema: EventSchema, settings: IngestConfig) -> None:
+    if not merged.likes and settings.like_threshold is not None:
         raise NothingLiked(
-            f"of {seen.pairs:,} pairs none has a latest rating of at least {settings.like_threshold:g}; the highest in "
-            f"all {num_valid:,} valid events is {_highest_rating(schema, settings):g}. Nothing was published. Set "
-            "ingest.like_threshold to what a like is in this source, or to none if it has no ratings."
+            f"of {merged.pairs:,} pairs none has {_what_is_missing(merged, schema, settings)}. Nothing was published. "
+            "Set ingest.like_threshold to what a like is in this source, or to none if it has no ratings."
         )
-    if seen.liking_users < 2 or seen.liked_items < 2:
+    liked_items = int(np.count_nonzero(merged.liked_items))
+    if merged.liking_users < 2 or liked_items < 2:
         raise GraphTooSmall(
-            f"the likes come from {seen.liking_users:,} users and go to {seen.liked_items:,} items; a recommendation "
+            f"the likes come from {merged.liking_users:,} users and go to {liked_items:,} items; a recommendation "
             "needs at least 2 of each. Nothing was published. Check that all event files are there, and "
             "ingest.like_threshold."
         )
+
+
+def _what_is_missing(merged: Merged, schema: EventSchema, settings: IngestConfig) -> str:
+    if settings.event_weights:
+        return f"events whose weights add up to {settings.like_threshold:g}"
+    return (
+        f"a latest rating of at least {settings.like_threshold:g}; the highest in all {merged.events:,} valid events "
+        f"is {_highest_rating(schema, settings):g}"
+    )
 
 
 def _highest_rating(schema: EventSchema, settings: IngestConfig) -> float:

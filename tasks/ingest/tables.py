@@ -107,8 +107,9 @@ def _expect_kind(file: EventFile, column: str, kind: pl.DataType) -> None:
     raise drift(file.uri, column, found, f"{wanted}, as in the events: the two would never meet")
 
 
-def digest_tables(tables: TableFiles, seen_path: str, folder: Path) -> Tables:
-    """Write each table that there is under `folder`, in order of its ids. `seen_path` says who and what has events.
+def digest_tables(tables: TableFiles, events_folder: Path, folder: Path) -> Tables:
+    """Write each table that there is under `folder`, in order of its ids. `events_folder` says who and what
+    has events: users.parquet and items.parquet (contracts.Interactions).
 
     Raises TableInvalid, NothingAllowed, InputCorrupt.
     """
@@ -118,9 +119,8 @@ def digest_tables(tables: TableFiles, seen_path: str, folder: Path) -> Tables:
     for table, files in tables.files.items():
         with naming_read_errors(files):
             frames[table] = read[table](files, tables, counted)
-    seen = pl.scan_parquet(seen_path)
-    items = seen.select(pl.col("item_id").unique().sort().cast(tables.item_id)).collect(engine="streaming")
-    users = seen.select(pl.col("user_id").unique().sort().cast(tables.user_id)).collect(engine="streaming")
+    items = pl.read_parquet(events_folder / "items.parquet").select(pl.col("item_id").sort().cast(tables.item_id))
+    users = pl.read_parquet(events_folder / "users.parquet").select(pl.col("user_id").sort().cast(tables.user_id))
     if "users" in frames:
         users = pl.concat([users, frames["users"]]).unique().sort("user_id")
     frames = _of_known(frames, users, items, counted)

@@ -85,17 +85,13 @@ def ingest(run: Run) -> Interactions:
 
     interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
     log.info(
-        "%s rows: %s likes, %s seen and not liked, %s older events, %s quarantined",
-        *(
-            f"{count:,}"
-            for count in (
-                interactions.rows_in,
-                interactions.kept,
-                interactions.below_threshold,
-                interactions.duplicate,
-                sum(interactions.quarantined.values()),
-            )
-        ),
+        "%s rows: %s likes, %s seen and not liked, %s set aside%s, %s quarantined",
+        f"{interactions.rows_in:,}",
+        f"{interactions.kept:,}",
+        f"{interactions.below_threshold:,}",
+        f"{sum(interactions.set_aside.values()):,}",
+        "".join(f"; {reason} {count:,}" for reason, count in interactions.set_aside.items()),
+        f"{sum(interactions.quarantined.values()):,}",
     )
     return interactions
 
@@ -113,7 +109,7 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
                 run.store_uri,
                 pinned,
                 folder,
-                seen_path=interactions.seen_path,
+                events_folder=interactions.folder,
                 settings=run.config.ingest,
             )
 

@@ -1,6 +1,6 @@
 """The night as a Markdown artifact: counts, metrics, verdict, where the output is. No user's id stands in it."""
 
-from tasks.contracts import LATEST_KEY, Evaluation, Measured, Night
+from tasks.contracts import LATEST_KEY, SET_ASIDE, Evaluation, Measured, Night
 
 MODEL_NAMES = {
     "lightgcn": "LightGCN",
@@ -45,7 +45,7 @@ def _rows(night: Night) -> str:
     lines = [
         ("rows in", found.rows_in),
         *((f"quarantined: {rule}", count) for rule, count in found.quarantined.items() if count),
-        ("older events of the same pair", found.duplicate),
+        *((words, found.set_aside[why]) for why, words in SET_ASIDE.items() if found.set_aside.get(why)),
         ("seen, below the threshold", found.below_threshold),
         ("**likes**", found.kept),
         ("likes that train the judged fit", graph.num_train),

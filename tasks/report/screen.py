@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tasks.contracts import TIERS, Measured, Night, Published, Recommendations
+from tasks.contracts import SET_ASIDE, TIERS, Measured, Night, Published, Recommendations
 from tasks.errors import NightError
 from tasks.report.markdown import MODEL_NAMES
 from tasks.report.people import Person, Reason
@@ -110,7 +110,7 @@ def _rows_table(night: Night) -> Table:
     for count, name in [
         (found.rows_in, "events read"),
         *((-count, f"quarantined: {rule}") for rule, count in found.quarantined.items() if count),
-        (-found.duplicate, "older events of the same pair"),
+        *((-found.set_aside[why], words) for why, words in SET_ASIDE.items() if found.set_aside.get(why)),
         (-found.below_threshold, "seen, not liked"),
         (found.kept, f"likes of {graph.num_users:,} users x {graph.num_items:,} items"),
         (graph.num_train, "train the judged fit"),
@@ -131,8 +131,7 @@ def _why_short(lists: Recommendations) -> str:
 
 def _quarantine_warning(night: Night) -> list[Text]:
     found = night.interactions
-    # Events after the night's date are good ones, for a later night.
-    faulty = {rule: count for rule, count in found.quarantined.items() if rule != "timestamp_in_future"}
+    faulty = found.quarantined
     count = sum(faulty.values())
     if count <= MANY_QUARANTINED * found.rows_in:
         return []

@@ -10,7 +10,6 @@ from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputMissing, RunConfigError, SchemaDrift
 from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
-from tasks.ingest.interactions import digest
 from tasks.ingest.movielens import (
     content_hash,
     ensure_alone,
@@ -22,6 +21,7 @@ from tasks.ingest.movielens import (
 from tasks.ingest.sources import pin_inputs
 from tasks.run import decide_date
 from tasks.store import open_store
+from tests.worlds import pairs_of, read_night
 
 SETTINGS = IngestConfig()
 RATINGS = {
@@ -247,10 +247,10 @@ def test_movielens_comes_in_as_grouplens_counts_it(
     import_titles(titles_source, store)
     schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
     decided = decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema, SETTINGS))
-    night = digest(schema, tmp_path, as_of=decided, settings=SETTINGS)
+    night = read_night(store, tmp_path, as_of=decided)
     assert decided.isoformat() == as_of
     assert (night.rows_in, night.num_users, night.num_items, night.quarantined) == (rows, users, items, {})
     titles = read_titles(store)
     assert titles is not None
-    seen = pl.read_parquet(night.seen_path)
+    seen = pairs_of(night)
     assert seen.join(titles, on="item_id", how="anti").is_empty()

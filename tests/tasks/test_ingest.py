@@ -42,6 +42,8 @@ from tasks.ingest.readiness import Clock
 from tasks.ingest.rules import rules
 from tasks.ingest.sources import ensure_unchanged, input_fingerprint, pin_inputs, pinned_while_reading
 from tasks.store import LocalStore, open_store
+from tests import worlds
+from tests.worlds import pairs_of
 
 SETTINGS = IngestConfig()
 AS_OF = date(2026, 11, 23)
@@ -75,10 +77,15 @@ def plain_table(**types: pa.DataType) -> pa.Table:
 
 
 def read_night(store: Any, folder: Path, *, as_of: date = AS_OF, **settings: Any) -> Interactions:
-    folder.mkdir(parents=True, exist_ok=True)
-    source = IngestConfig(**settings)
-    schema = inspect_files(store, pin_inputs(store, source), source)
-    return digest(schema, folder, as_of=as_of, settings=source)
+    return worlds.read_night(store, folder, as_of=as_of, **settings)
+
+
+def refused_rows(store: Any, night: Interactions) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(store.uri_of(key).removeprefix("file://")) for key in night.quarantine_files])
+
+
+def bytes_of(night: Interactions) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(night.folder).iterdir() if path.is_file()}
 
 
 def with_rows(*rows: tuple[Any, Any, Any, Any]) -> dict[str, list[Any]]:
@@ -92,7 +99,7 @@ def with_rows(*rows: tuple[Any, Any, Any, Any]) -> dict[str, list[Any]]:
 def test_every_pair_becomes_one_row_sorted_by_user_and_item(store: Any, tmp_path: Path) -> None:
     put(store, PLAIN)
     night = read_night(store, tmp_path)
-    seen = pl.read_parquet(night.seen_path)
+    seen = pairs_of(night)
     assert seen.schema == {
         "user_id": pl.String,
         "item_id": pl.String,
@@ -108,7 +115,7 @@ def test_every_pair_becomes_one_row_sorted_by_user_and_item(store: Any, tmp_path
         ("ben", "tea", (NOON_S + 2) * 1_000_000, True),
         ("cleo", "rye", (NOON_S + 4) * 1_000_000, True),
     ]
-    assert (night.rows_in, night.kept, night.below_threshold, night.duplicate) == (5, 4, 1, 0)
+    assert (night.rows_in, night.kept, night.below_threshold, night.set_aside) == (5, 4, 1, {})
     assert (night.num_users, night.num_items) == (3, 3)
     assert night.first_event_at == datetime.fromtimestamp(NOON_S, UTC)
     assert night.last_event_at == datetime.fromtimestamp(NOON_S + 4, UTC)
@@ -124,11 +131,11 @@ def test_the_latest_event_of_a_pair_counts_and_the_best_rated_of_simultaneous_on
         ),
     )
     night = read_night(store, tmp_path)
-    liked = {(row[0], row[1]): row[3] for row in pl.read_parquet(night.seen_path).iter_rows()}
+    liked = {(row[0], row[1]): row[3] for row in pairs_of(night).iter_rows()}
     assert liked[("ada", "tea")] is False
     assert liked[("ben", "jam")] is True
     assert liked[("cleo", "rye")] is True
-    assert night.duplicate == 3
+    assert night.set_aside == {"older": 3}
 
 
 def test_a_pair_keeps_when_it_was_first_met_and_first_liked(store: Any, tmp_path: Path) -> None:
@@ -141,7 +148,7 @@ def test_a_pair_keeps_when_it_was_first_met_and_first_liked(store: Any, tmp_path
         ),
     )
     night = read_night(store, tmp_path)
-    first = {row[:2]: row[2:] for row in pl.read_parquet(night.seen_path).iter_rows()}
+    first = {row[:2]: row[2:] for row in pairs_of(night).iter_rows()}
     second = 1_000_000
 
     def times(latest: int, liked: bool, seen: int, first_liked: int | None) -> tuple[int | bool | None, ...]:
@@ -198,11 +205,11 @@ def test_a_bad_row_is_refused_under_its_rule_and_changes_no_byte_of_the_rest(rul
     put(dirty, with_rows(BAD_ROWS[rule]))
     without, night = read_night(clean, tmp_path / "1"), read_night(dirty, tmp_path / "2")
     assert night.quarantined == {rule: 1}
-    assert Path(night.seen_path).read_bytes() == Path(without.seen_path).read_bytes()
+    assert bytes_of(night) == bytes_of(without)
     assert night.fingerprint == without.fingerprint
-    refused = pl.read_parquet(night.quarantine_path)
-    assert refused.columns == ["user_id", "item_id", "rating", "timestamp", "rule"]
-    assert [str(value) for value in refused.row(0)] == [str(value) for value in (*BAD_ROWS[rule], rule)]
+    refused = refused_rows(dirty, night)
+    assert refused.columns == ["user_id", "item_id", "rating", "timestamp", "rule", "file"]
+    assert [str(value) for value in refused.row(0)] == [str(value) for value in (*BAD_ROWS[rule], rule, "events/a.parquet")]
 
 
 @pytest.mark.parametrize(
@@ -238,16 +245,18 @@ def test_the_last_microsecond_before_the_date_is_in_and_the_date_itself_is_not(s
     )
     put(store, table)
     night = read_night(store, tmp_path)
-    assert night.quarantined == {"timestamp_in_future": 1}
-    assert "eve" not in pl.read_parquet(night.seen_path)["user_id"].to_list()
+    assert (night.quarantined, night.set_aside) == ({}, {"later": 1})
+    assert "eve" not in pairs_of(night)["user_id"].to_list()
 
 
 def test_all_bad_rows_together_are_counted_and_the_counts_add_up(store: Any, tmp_path: Path) -> None:
     put(store, with_rows(*BAD_ROWS.values(), *BAD_ROWS.values(), ("ada", "tea", 5.0, NOON_S - 9)))
     night = read_night(store, tmp_path)
     assert night.quarantined == dict.fromkeys(BAD_ROWS, 2)
-    assert night.rows_in == night.kept + night.below_threshold + night.duplicate + sum(night.quarantined.values())
-    assert (night.rows_in, night.duplicate) == (28, 1)
+    assert night.rows_in == (
+        night.kept + night.below_threshold + sum(night.set_aside.values()) + sum(night.quarantined.values())
+    )
+    assert (night.rows_in, night.set_aside) == (28, {"older": 1})
 
 
 def test_counts_that_do_not_add_up_end_the_night(store: Any, tmp_path: Path) -> None:
@@ -278,7 +287,7 @@ def test_every_legal_id_comes_out_as_it_came_sorted_by_its_bytes(
     names = list(users)
     both = {"user_id": names * 2, "item_id": [item] * len(names) + [item + "2"] * len(names)}
     put(store, {**both, "timestamp": [NOON_S] * len(names) * 2})
-    seen = pl.read_parquet(read_night(store, folder, like_threshold=None).seen_path)
+    seen = pairs_of(read_night(store, folder, like_threshold=None))
     assert seen["user_id"].unique(maintain_order=True).to_list() == sorted(users, key=str.encode)
     assert set(seen["item_id"]) == {item, item + "2"}
 
@@ -286,7 +295,7 @@ def test_every_legal_id_comes_out_as_it_came_sorted_by_its_bytes(
 def test_ids_that_only_look_alike_stay_different(store: Any, tmp_path: Path) -> None:
     alike = ["42", "42 ", " 042", "\uff14\uff12", "\u200b42", "042"]
     put(store, {"user_id": alike, "item_id": ["a", "b"] * 3, "timestamp": [NOON_S] * 6})
-    seen = pl.read_parquet(read_night(store, tmp_path, like_threshold=None).seen_path)
+    seen = pairs_of(read_night(store, tmp_path, like_threshold=None))
     assert set(seen["user_id"]) == set(alike)
 
 
@@ -296,15 +305,9 @@ SPREAD = """
 import sys
 from datetime import date
 from pathlib import Path
-from tasks.ingest.inspection import inspect_files
-from tasks.ingest.sources import pin_inputs
-from tasks.config import IngestConfig
-from tasks.ingest.interactions import digest
-from tasks.ingest.sources import pin_inputs
 from tasks.store import open_store
-store = open_store(sys.argv[1])
-schema = inspect_files(store, pin_inputs(store, IngestConfig()), IngestConfig())
-digest(schema, Path(sys.argv[2]), as_of=date(2026, 11, 23), settings=IngestConfig())
+from tests.worlds import read_night
+read_night(open_store(sys.argv[1]), Path(sys.argv[2]), as_of=date(2026, 11, 23))
 """
 
 
@@ -340,9 +343,8 @@ def test_file_order_row_order_and_threads_change_no_byte(tmp_path: Path) -> None
         environment = {**os.environ, "POLARS_MAX_THREADS": threads}
         command = [sys.executable, "-c", SPREAD, str(tmp_path / place), str(folder)]
         subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
-        written.append([(folder / name).read_bytes() for name in ("seen.parquet", "quarantine.parquet")])
+        written.append({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     assert written[0] == written[1] == written[2]
-    assert pq.read_metadata(tmp_path / "first-1" / "seen.parquet").num_row_groups > 1
 
 
 # ---- which files
@@ -360,7 +362,7 @@ def test_control_files_and_hidden_names_do_no_harm(store: Any, tmp_path: Path) -
 def test_a_folder_name_is_no_column_even_beside_a_column_of_that_name(store: Any, tmp_path: Path) -> None:
     put(store, {**PLAIN, "dt": [1] * 5}, "events/dt=2026-11-22/a.parquet")
     put(store, {**PLAIN, "timestamp": [NOON_S + 9] * 5}, "events/user_id=x/b.parquet")
-    assert read_night(store, tmp_path).duplicate == 5
+    assert read_night(store, tmp_path).set_aside == {"older": 5}
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "a[1]", "a*", "a?", "a#b", "ä"])
@@ -525,7 +527,7 @@ def test_extra_columns_may_come_and_go(store: Any, tmp_path: Path) -> None:
     put(store, plain_table().select(["timestamp", "rating", "item_id", "user_id"]), "events/b.parquet")
     put(store, plain_table().append_column("device", pa.array([[{"n": 1}]] * 5)), "events/c.parquet")
     night = read_night(store, tmp_path)
-    assert (night.rows_in, night.duplicate) == (15, 10)
+    assert (night.rows_in, night.set_aside) == (15, {"duplicate": 10})
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
@@ -535,8 +537,8 @@ def test_every_kind_of_string_is_the_same_id(kind: pa.DataType, store: Any, tmp_
     put(store, pa.table({**PLAIN, "user_id": column}), "events/a.parquet")
     put(store, PLAIN, "events/b.parquet")
     night = read_night(store, tmp_path)
-    assert night.duplicate == 5
-    assert pl.read_parquet(night.seen_path).schema["user_id"] == pl.String
+    assert night.set_aside == {"duplicate": 5}
+    assert pairs_of(night).schema["user_id"] == pl.String
 
 
 NUMBERS = {**PLAIN, "user_id": [3, 1, 2, 2, 1], "item_id": [10, 10, 9, 8, 9]}
@@ -546,7 +548,7 @@ NUMBERS = {**PLAIN, "user_id": [3, 1, 2, 2, 1], "item_id": [10, 10, 9, 8, 9]}
 def test_one_integer_type_in_all_files_is_kept(kind: pa.DataType, store: Any, tmp_path: Path) -> None:
     for key in ("events/a.parquet", "events/b.parquet"):
         put(store, pa.table({**NUMBERS, "user_id": pa.array(NUMBERS["user_id"], kind)}), key)
-    seen = pl.read_parquet(read_night(store, tmp_path).seen_path)
+    seen = pairs_of(read_night(store, tmp_path))
     assert str(seen.schema["user_id"]).lower() == str(kind)
     assert seen["user_id"].to_list() == [1, 1, 2, 2, 3]
 
@@ -555,8 +557,8 @@ def test_integers_of_several_widths_widen_and_text_beside_them_is_drift(store: A
     put(store, pa.table({**NUMBERS, "user_id": pa.array(NUMBERS["user_id"], pa.int32())}), "events/a.parquet")
     put(store, pa.table({**NUMBERS, "user_id": pa.array(NUMBERS["user_id"], pa.int64())}), "events/b.parquet")
     night = read_night(store, tmp_path)
-    assert (night.rows_in, night.duplicate) == (10, 5)
-    assert pl.read_parquet(night.seen_path).schema["user_id"] == pl.Int64
+    assert (night.rows_in, night.set_aside) == (10, {"duplicate": 5})
+    assert pairs_of(night).schema["user_id"] == pl.Int64
     put(store, {**NUMBERS, "user_id": ["3", "1", "2", "2", "1"]}, "events/c.parquet")
     with pytest.raises(
         SchemaDrift, match=r"c\.parquet: column 'user_id': found String, wanted Int32, as in .*a\.parquet"
@@ -593,17 +595,17 @@ def test_seconds_and_timestamps_of_every_unit_and_zone_are_the_same_instant(
     put(store, PLAIN, "events/a.parquet")
     put(store, pa.table({**PLAIN, "timestamp": column}), "events/b.parquet")
     night = read_night(store, tmp_path)
-    assert pl.read_parquet(night.seen_path)["timestamp_us"].to_list() == [
+    assert pairs_of(night)["timestamp_us"].to_list() == [
         (NOON_S + second) * 1_000_000 for second in (1, 0, 3, 2, 4)
     ]
-    assert night.duplicate == 5
+    assert night.set_aside == {"duplicate": 5}
 
 
 def test_refused_rows_of_files_that_disagree_on_the_type_still_stand_in_one_file(store: Any, tmp_path: Path) -> None:
     put(store, with_rows(("ada", "tea", 5.0, WORLD_END_S)), "events/a.parquet")
     late = pa.array([*PLAIN["timestamp"][:4], MIDNIGHT_S], pa.int64()).cast(pa.timestamp("s"))
     put(store, pa.table({**PLAIN, "rating": [5] * 5, "timestamp": late}), "events/b.parquet")
-    refused = pl.read_parquet(read_night(store, tmp_path).quarantine_path)
+    refused = refused_rows(store, read_night(store, tmp_path))
     assert refused["timestamp"].to_list() == [str(WORLD_END_S), "2026-11-23 00:00:00.000"]
     assert refused["rating"].to_list() == [5.0, 5.0]
 
@@ -682,7 +684,7 @@ def test_a_file_that_vanishes_is_noticed_and_a_new_one_is_welcome(store: Any, tm
     with pytest.raises(InputUnstable, match=r"events/b\.parquet vanished"):
         inspect_files(store, pinned, SETTINGS)
     with pytest.raises(InputUnstable, match="vanished"):
-        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
+        digest(store, pinned, schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_a_file_cut_off_under_the_reader_is_unstable_rather_than_corrupt(store: Any) -> None:

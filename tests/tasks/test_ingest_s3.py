@@ -18,6 +18,7 @@ from tasks.ingest.interactions import digest
 from tasks.ingest.sources import ensure_unchanged, pin_inputs, pinned_while_reading
 from tasks.ingest.town import write_town
 from tasks.store import open_store
+from tests.worlds import read_night
 
 SETTINGS = IngestConfig()
 AS_OF = date(2026, 11, 23)
@@ -46,9 +47,9 @@ def test_the_town_read_from_s3_and_from_a_folder_gives_the_same_bytes(s3_store: 
         folder.mkdir()
         write_town(store)
         schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
-        night = digest(schema, folder, as_of=AS_OF, settings=SETTINGS)
+        night = read_night(store, folder, as_of=AS_OF)
         assert last_event_at(schema, SETTINGS).date() == date(2026, 11, 22)
-        written.append([Path(night.seen_path).read_bytes(), Path(night.quarantine_path).read_bytes()])
+        written.append({path.name: path.read_bytes() for path in Path(night.folder).iterdir() if path.is_file()})
     assert written[0] == written[1]
 
 
@@ -56,8 +57,7 @@ def test_the_town_read_from_s3_and_from_a_folder_gives_the_same_bytes(s3_store: 
 def test_odd_keys_are_read_as_they_are(name: str, s3_store: str, tmp_path: Path) -> None:
     store = open_store(s3_store)
     put_plain(store, f"events/{name}.parquet")
-    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
-    assert digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS).rows_in == 3
+    assert read_night(store, tmp_path, as_of=AS_OF).rows_in == 3
 
 
 def test_an_object_swapped_during_the_night_is_noticed(s3_store: str) -> None:
@@ -85,7 +85,7 @@ def test_an_object_deleted_between_the_listing_and_the_scan_is_unstable(s3_store
     with pytest.raises(InputUnstable, match=r"events/b\.parquet vanished"):
         inspect_files(store, pinned, SETTINGS)
     with pytest.raises(InputUnstable, match="vanished while"):
-        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
+        digest(store, pinned, schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_broken_pages_in_an_object_are_named(s3_store: str, tmp_path: Path) -> None:
@@ -93,9 +93,10 @@ def test_broken_pages_in_an_object_are_named(s3_store: str, tmp_path: Path) -> N
     put_plain(store)
     good, _ = store.read("events/a.parquet")
     store.put_once("events/broken.parquet", good[:4] + b"\xff" * 100 + good[104:])
-    schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
+    pinned = pin_inputs(store, SETTINGS)
+    schema = inspect_files(store, pinned, SETTINGS)
     with pytest.raises(InputCorrupt, match=r"s3://.*events/broken\.parquet"):
-        digest(schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
+        digest(store, pinned, schema, tmp_path, as_of=AS_OF, settings=SETTINGS)
 
 
 def test_a_store_that_falls_silent_during_the_scan_is_unavailable_not_corrupt(s3_store: str) -> None:

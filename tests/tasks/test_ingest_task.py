@@ -29,12 +29,12 @@ def test_a_night_opens_reads_its_events_and_reuses_them_when_it_runs_again(town:
     run = open_run.fn(NightlyConfig(), None, False)
     assert (run.as_of, run.num_files, run.store_uri) == (date(2026, 11, 23), 31, town.uri)
     night = ingest.fn(run)
-    written_at = Path(night.seen_path).stat().st_mtime_ns
-    assert Path(night.seen_path).is_relative_to(run.work_folder)
+    written_at = (Path(night.folder) / "item_row.npy").stat().st_mtime_ns
+    assert Path(night.folder).is_relative_to(run.work_folder)
     again = open_run.fn(NightlyConfig(), None, False)
     assert replace(again, inputs_path=run.inputs_path) == run
     assert ingest.fn(again) == night
-    assert Path(night.seen_path).stat().st_mtime_ns == written_at
+    assert (Path(night.folder) / "item_row.npy").stat().st_mtime_ns == written_at
 
 
 def test_a_file_swapped_after_the_night_opened_ends_it(town: Any) -> None:

@@ -48,7 +48,7 @@ MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
 
 def night(*, quarantined: dict[str, int] | None = None, rival_recall: float = 0.2, rows_in: int = 1_000) -> Night:
     """LightGCN's recall is 0.30 (0.25 to 0.35)."""
-    events = Interactions("", "", "", rows_in, 700, 200, 50, quarantined or {}, 40, 60, MOMENT, MOMENT)
+    events = Interactions("", rows_in, 700, 200, quarantined or {}, 40, 60, MOMENT, MOMENT, set_aside={"older": 50})
     graph = Graph("", "", "global_time", 40, 60, 700, 560, 70, 70, 30, 30, 20)
     fitted = Fitted("", "", "", "", 3, 0.2, 1.0, 1.0, 1, 1, "cpu", "data", 0.01, 0, "", 640)
     scores = [("lightgcn", Measured(0.3, 0.25, 0.35)), ("popularity", Measured(rival_recall, 0.1, 0.5))]

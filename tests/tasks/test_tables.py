@@ -48,9 +48,16 @@ def put(store: Any, key: str, columns: Any) -> None:
 def read(store: Any, folder: Path) -> Tables:
     folder.mkdir(parents=True, exist_ok=True)
     schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
-    seen = folder / "seen.parquet"
-    pl.DataFrame(EVENTS if schema.user_id == pl.String else _numbered()).write_parquet(seen)
-    return digest_tables(inspect_tables(store, pin_tables(store), schema), str(seen), folder)
+    seen = pl.DataFrame(EVENTS if schema.user_id == pl.String else _numbered())
+    for name in ("user", "item"):  # as ingest leaves them
+        seen.select(f"{name}_id").unique(maintain_order=True).write_parquet(tmp_events(folder) / f"{name}s.parquet")
+    return digest_tables(inspect_tables(store, pin_tables(store), schema), tmp_events(folder), folder)
+
+
+def tmp_events(folder: Path) -> Path:
+    events = folder.with_name(f"{folder.name}-events")
+    events.mkdir(exist_ok=True)
+    return events
 
 
 def _numbered() -> dict[str, list[int]]:

@@ -11,12 +11,12 @@ import pytest
 from tasks.config import IngestConfig
 from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
-from tasks.ingest.interactions import digest
 from tasks.ingest.movielens import read_titles
 from tasks.ingest.sources import pin_inputs
 from tasks.ingest.town import LAST_DAY, NUM_DAYS, Town, build_town, known_answer, taste_share, write_town
 from tasks.run import decide_date
 from tasks.store import open_store
+from tests.worlds import read_night
 
 SETTINGS = IngestConfig()
 
@@ -54,10 +54,10 @@ def test_writing_a_town_twice_changes_nothing(store: Any) -> None:
 def test_a_night_reads_the_town_whole_and_knows_its_date(store: Any, tmp_path: Path) -> None:
     summary = write_town(store)
     schema = inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
-    night = digest(schema, tmp_path, as_of=date(2026, 11, 23), settings=SETTINGS)
+    night = read_night(store, tmp_path, as_of=date(2026, 11, 23))
     assert (night.rows_in, night.quarantined) == (summary.num_events, {})
     assert (night.num_users, night.num_items) == (summary.num_residents, summary.num_things) == (1_000, 500)
-    assert night.duplicate > 500
+    assert sum(night.set_aside.values()) > 500
     assert decide_date(as_of=None, scheduled_on=None, last_event_at=last_event_at(schema, SETTINGS)) == date(
         2026, 11, 23
     )

@@ -1,0 +1,203 @@
+"""All runs of a night become pairs: arrays on disk, by user, in memory that does not grow with the events.
+
+Runs are sorted by user, so what one range of users has stands together in each of them: range by range is read, as much
+as memory allows, and within a range many small groups of users are folded at once (models/pairs.py).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+
+from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
+
+# An event of the range that is in memory: decoded, as columns, and the pair that it may become.
+BYTES_AN_EVENT = 64
+SAMPLED = 256  # each so-manieth event says where the users are
+COLUMNS = {
+    "item_row": np.int32,
+    "timestamp_us": np.int64,
+    "liked": np.bool_,
+    "first_seen_us": np.int64,
+    "first_liked_us": np.int64,
+}
+
+
+@dataclass
+class Merged:
+    """Measured on the way."""
+
+    items: npt.NDArray[np.bool_]  # by registry row: whether there is a pair
+    liked_items: npt.NDArray[np.bool_]
+    users: int = 0
+    liking_users: int = 0
+    pairs: int = 0
+    likes: int = 0
+    later: int = 0
+    before: int = 0
+    repeats: int = 0
+    events: int = 0  # that were read
+    first_us: int = np.iinfo(np.int64).max
+    last_us: int = -1
+
+    def add(self, pairs: Pairs, num_events: int) -> None:
+        self.events += num_events
+        self.later += pairs.num_later
+        self.before += pairs.num_before
+        self.repeats += pairs.num_repeats
+        if not len(pairs.item_P):
+            return
+        self.users += len(pairs.user_U)
+        self.pairs += len(pairs.item_P)
+        self.likes += int(np.count_nonzero(pairs.liked_P))
+        starts = np.cumsum(pairs.count_U) - pairs.count_U
+        self.liking_users += int(np.count_nonzero(np.logical_or.reduceat(pairs.liked_P, starts)))
+        self.items[pairs.item_P] = True
+        self.liked_items[pairs.item_P[pairs.liked_P]] = True
+        self.first_us = min(self.first_us, int(pairs.first_seen_P.min()))
+        self.last_us = max(self.last_us, int(pairs.time_P.max()))
+
+
+def merge_runs(runs: list[Path], folder: Path, folding: Folding, *, num_items: int, memory_mib: int) -> Merged:
+    """Write user_rows, indptr and the columns of pairs as .npy into `folder` (contracts.Interactions says what).
+
+    The bytes depend on the set of events alone, not on how they are divided over runs, on their order or on memory.
+    """
+    merged = Merged(np.zeros(num_items, np.bool_), np.zeros(num_items, np.bool_))
+    indexes = [_Index.of(path) for path in runs]
+    events_at_most = (memory_mib << 20) // BYTES_AN_EVENT
+    num_threads = len(os.sched_getaffinity(0))
+    counts_U = []
+    with _Arrays(folder) as arrays, ThreadPoolExecutor(num_threads) as threads:
+        for low, high in _ranges(indexes, events_at_most):
+            parts = [part for index in indexes if (part := index.read(low, high)) is not None]
+            for pairs, num_events in threads.map(partial(_fold, parts, folding), _groups(parts)):
+                arrays.append("user_rows", pairs.user_U)
+                counts_U.append(pairs.count_U)
+                for name, column in zip(
+                    COLUMNS,
+                    (pairs.item_P, pairs.time_P, pairs.liked_P, pairs.first_seen_P, pairs.first_liked_P),
+                    strict=True,
+                ):
+                    arrays.append(name, column)
+                merged.add(pairs, num_events)
+    indptr = np.zeros(merged.users + 1, np.int64)
+    np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts_U]), out=indptr[1:])
+    np.save(folder / "indptr.npy", indptr)
+    return merged
+
+
+def _fold(parts: list[Events], folding: Folding, group: list[slice]) -> tuple[Pairs, int]:
+    columns = zip(*((p.user_N[s], p.item_N[s], p.stamp_N[s]) for p, s in zip(parts, group, strict=True)), strict=True)
+    events = Events(*map(np.concatenate, columns))
+    return fold(events, folding), len(events)
+
+
+# ---- reading runs by range of users
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where users stand in a run: the first and last one of each row group, and where the group starts."""
+
+    path: Path
+    first_G: npt.NDArray[np.int64]
+    last_G: npt.NDArray[np.int64]
+    rows_G: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, path: Path) -> "_Index":
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        users = [group.column(0).statistics for group in groups]
+        return cls(
+            path,
+            np.array([stats.min for stats in users], np.int64),
+            np.array([stats.max for stats in users], np.int64),
+            np.array([group.num_rows for group in groups], np.int64),
+        )
+
+    def read(self, low: int, high: int) -> Events | None:
+        """The events of users low..high-1, in the run's order."""
+        start, end = np.searchsorted(self.last_G, low), np.searchsorted(self.first_G, high)
+        if end <= start:
+            return None
+        offset, rows = int(self.rows_G[:start].sum()), int(self.rows_G[start:end].sum())
+        frame = pl.scan_parquet(self.path, glob=False).slice(offset, rows).collect()
+        user_N = frame["user_row"].to_numpy()
+        inside = slice(*np.searchsorted(user_N, [low, high]))
+        stamp_N = stamp_of(frame["timestamp_us"].to_numpy()[inside], frame["kind"].to_numpy()[inside])
+        return Events(user_N[inside], frame["item_row"].to_numpy()[inside], stamp_N)
+
+
+def _ranges(indexes: list[_Index], events_at_most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users, of which no more events have to be read at a time; a single row group of each run at least."""
+    if not indexes:
+        return
+    first, last, rows = (np.concatenate([getattr(i, name) for i in indexes]) for name in ("first_G", "last_G", "rows_G"))
+    cuts = np.append(np.unique(first), last.max() + 1)
+    by_first, by_last = np.argsort(first), np.argsort(last)
+    started = np.append(0, np.cumsum(rows[by_first]))[np.searchsorted(first[by_first], cuts)]  # before each cut
+    ended = np.append(0, np.cumsum(rows[by_last]))[np.searchsorted(last[by_last], cuts)]
+    at = 0
+    while at < len(cuts) - 1:
+        upto = int(np.searchsorted(started, ended[at] + events_at_most, side="right")) - 1
+        upto = min(max(upto, at + 1), len(cuts) - 1)
+        yield int(cuts[at]), int(cuts[upto])
+        at = upto
+
+
+def _groups(parts: list[Events]) -> Iterator[list[slice]]:
+    """Neighbouring users together, about as many events as are best sorted at once: where they stand in each part."""
+    if not parts:
+        return
+    sample = np.sort(np.concatenate([part.user_N[::SAMPLED] for part in parts]))
+    cuts = np.unique(sample[:: max(1, EVENTS_AT_ONCE // SAMPLED)])[1:]
+    edges = [[0, *np.searchsorted(part.user_N, cuts).tolist(), len(part)] for part in parts]
+    for group in range(len(cuts) + 1):
+        yield [slice(of_part[group], of_part[group + 1]) for of_part in edges]
+
+
+# ---- writing arrays whose length is known at the end
+
+
+class _Arrays:
+    """One .npy a column, appended to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._types = {"user_rows": np.int32, **COLUMNS}
+        self._streams = {name: open(folder / f"{name}.npy", "wb") for name in self._types}
+        self._rows = dict.fromkeys(self._types, 0)
+        for name in self._types:
+            self._write_header(name)
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        self._rows[name] += len(values)
+        self._streams[name].write(np.ascontiguousarray(values).data)
+
+    def __enter__(self) -> "_Arrays":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for name, stream in self._streams.items():
+            with stream:
+                if kind is None:
+                    stream.seek(0)
+                    self._write_header(name)
+
+    def _write_header(self, name: str) -> None:
+        """numpy leaves room in it for a longer length, so that it can be written again."""
+        described = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(self._types[name])),
+            "fortran_order": False,
+            "shape": (self._rows[name],),
+        }
+        np.lib.format.write_array_header_1_0(self._streams[name], described)
