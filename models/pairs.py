@@ -1,7 +1,7 @@
 """From events to pairs: the order of events, and what all events of one user and item come to.
 
-Legend: N events in any order, P pairs. Compiled where numba is (models/compiled.py); the plain numpy path gives the same
-bytes. Nothing here depends on how the events were divided over files, runs or threads.
+Legend: N events in any order, P pairs. Compiled where numba is (models/compiled.py); the plain numpy path gives the
+same bytes. Nothing here depends on how the events were divided over files, runs or threads.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,10 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.user_N)
+
+    def take(self, rows: slice | npt.NDArray[np.generic]) -> "Events":
+        """Of some rows: a slice is a view, a mask or positions copy."""
+        return Events(self.user_N[rows], self.item_N[rows], self.stamp_N[rows])
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,8 @@ def in_order(events: Events) -> tuple[Events, Int64]:
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         part = slice(start, end)
         if end > start:
-            some, position_N[part] = _in_order_at_once(_part(divided, part), position_N[part])
-            for column, values in zip(_columns(sorted_), _columns(some), strict=True):
-                column[part] = values
+            some, position_N[part] = _in_order_at_once(divided.take(part), position_N[part])
+            sorted_.user_N[part], sorted_.item_N[part], sorted_.stamp_N[part] = _columns(some)
     return sorted_, position_N
 
 
@@ -112,16 +115,12 @@ def _columns(events: Events) -> tuple[Int32, Int32, Int64]:
 
 
 def _like(events: Events) -> Events:
-    return Events(*(np.empty_like(column) for column in _columns(events)))
-
-
-def _part(events: Events, part: slice) -> Events:
-    return Events(*(column[part] for column in _columns(events)))
+    return Events(np.empty_like(events.user_N), np.empty_like(events.item_N), np.empty_like(events.stamp_N))
 
 
 def _in_plain_order(events: Events) -> tuple[Events, Int64]:
     order = np.lexsort((events.stamp_N, events.item_N, events.user_N))
-    return Events(*(column[order] for column in _columns(events))), order
+    return events.take(order), order
 
 
 def _in_order_at_once(events: Events, position_N: Int64) -> tuple[Events, Int64]:
@@ -236,12 +235,35 @@ def _fold_compiled(events: Events, folding: Folding) -> Pairs:
     most = len(events)
     user_U, count_U = np.empty(most, np.int32), np.empty(most, np.int64)
     item_P, liked_P = np.empty(most, np.int32), np.empty(most, np.bool_)
-    time_P, seen_P, first_P = (np.empty(most, np.int64) for _ in range(3))
-    table_KD = np.zeros((0, 0), np.int64) if folding.strength_KD is None else folding.strength_KD
-    out = (user_U, count_U, item_P, time_P, liked_P, seen_P, first_P)
-    within = (folding.from_us, folding.until_us)
-    users, pairs, *counts = _fold(*_columns(events), *within, table_KD, folding.threshold, *out)
-    return Pairs(user_U[:users], count_U[:users], *(column[:pairs] for column in out[2:]), *map(int, counts))
+    time_P, seen_P, first_P = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    users, pairs, later, before, repeats = _fold(
+        events.user_N,
+        events.item_N,
+        events.stamp_N,
+        folding.from_us,
+        folding.until_us,
+        np.zeros((0, 0), np.int64) if folding.strength_KD is None else folding.strength_KD,
+        folding.threshold,
+        user_U,
+        count_U,
+        item_P,
+        time_P,
+        liked_P,
+        seen_P,
+        first_P,
+    )
+    return Pairs(
+        user_U[:users],
+        count_U[:users],
+        item_P[:pairs],
+        time_P[:pairs],
+        liked_P[:pairs],
+        seen_P[:pairs],
+        first_P[:pairs],
+        int(later),
+        int(before),
+        int(repeats),
+    )
 
 
 @compiled
@@ -305,9 +327,9 @@ def _fold_plain(events: Events, folding: Folding) -> Pairs:
     """The same in whole arrays."""
     time_N = events.stamp_N >> KIND_BITS
     later, before = time_N >= folding.until_us, time_N < folding.from_us
-    some = _taken(events, ~later & ~before)
+    some = events.take(~later & ~before)
     repeat = is_repeat(some)
-    some = _taken(some, ~repeat)
+    some = some.take(~repeat)
     user_N, item_N = some.user_N, some.item_N
     time_N, kind_N = some.stamp_N >> KIND_BITS, some.stamp_N & ((1 << KIND_BITS) - 1)
     new_pair = np.ones(len(some), np.bool_)
@@ -326,10 +348,6 @@ def _fold_plain(events: Events, folding: Folding) -> Pairs:
     user_U, count_U = np.unique(user_N[starts], return_counts=True)
     columns = (item_N[starts], time_N[ends], liked_P, time_N[starts], first_P)
     return Pairs(user_U, count_U, *columns, int(later.sum()), int(before.sum()), int(repeat.sum()))
-
-
-def _taken(events: Events, keep_N: Bool) -> Events:
-    return Events(*(column[keep_N] for column in _columns(events)))
 
 
 def _by_pair(how: np.ufunc, value_N: Int64, starts: Int64) -> Int64:

@@ -23,14 +23,14 @@ from tasks.errors import CountsDisagree
 from tasks.ingest.events import naming_read_errors
 from tasks.ingest.inspection import EventFile, EventSchema
 from tasks.ingest.scan import as_they_came, scan_file
-from tasks.registry import FORGOTTEN, UNKNOWN, Kind, Registry
+from tasks.registry import FORGOTTEN, KINDS, UNKNOWN, Kind, Registry
 
 # What a row takes at its widest moment, while its piece is read: ids, raw columns, and their copies.
 BYTES_A_ROW = 160
 # Row groups have a fixed size, or the bytes would follow the engine's threads; the merge reads them by user.
 ROWS_PER_GROUP = 1 << 17
 ROWS_PER_GROUP_REFUSED = 100_000
-KINDS: tuple[Kind, ...] = ("users", "items")
+
 # Whole numbers as ids: up to this many times as wide as there are rows, a table of all of them is the fastest way.
 WIDEST_TABLE = 8
 
@@ -73,13 +73,14 @@ def pieces_of(files: tuple[EventFile, ...], rows_at_most: int) -> Iterator[list[
 # ---- step 1
 
 
-def read_unit(
-    files: tuple[EventFile, ...], schema: EventSchema, folder: Path, *, settings: IngestConfig
-) -> list[FileCounts]:
+def read_unit(schema: EventSchema, folder: Path, *, settings: IngestConfig) -> list[FileCounts]:
     """Write every piece below `folder`; the counts of each file, in which `valid` is what the rules let through.
+
+    `schema` is the unit's own, so that nothing else that the night reads changes a byte.
 
     Raises InputCorrupt, InputUnstable, StoreUnavailable, CountsDisagree.
     """
+    files = schema.files
     counts = [FileCounts(file.num_rows) for file in files]
     rows_at_most = max(1, (settings.memory_mib << 20) // BYTES_A_ROW)
     with naming_read_errors(files):
@@ -120,22 +121,24 @@ def _read_piece(
     np.save(folder / "stamp.npy", valid["stamp"].to_numpy())
     np.save(folder / "file.npy", valid["number"].to_numpy())
     if len(refused):
-        rows = refused.drop("number")
-        rows.sort(rows.columns).write_parquet(
+        as_they_were = refused.drop("number")
+        as_they_were.sort(as_they_were.columns).write_parquet(
             folder / "refused.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP_REFUSED
         )
 
 
 def _places(ids: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
-    """Each row's place among the distinct ids, and those."""
-    if len(ids) and ids.dtype.is_integer():
+    """Each row's place among the distinct ids, and those; whole numbers as the registry has them."""
+    if ids.dtype.is_integer() and ids.dtype != pl.UInt64:
+        ids = ids.cast(pl.Int64)
+    if len(ids) and ids.dtype != pl.String:
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
         if high - low < WIDEST_TABLE * len(ids):
-            offset_N = ids.to_numpy().astype(np.int64 if low < 0 or high < 2**63 else np.uint64) - low
+            offset_N = (ids - low).to_numpy()
             known = np.zeros(high - low + 1, np.bool_)
             known[offset_N] = True
             place = np.cumsum(known, dtype=np.int32) - np.int32(1)
-            return place[offset_N], pl.Series(np.flatnonzero(known) + low, dtype=ids.dtype)
+            return place[offset_N], pl.Series(np.flatnonzero(known)).cast(ids.dtype) + low
     distinct = ids.unique().alias("id")
     places = pl.DataFrame({"id": distinct, "place": np.arange(len(distinct), dtype=np.int32)})
     found = ids.alias("id").to_frame().join(places, on="id", how="left", maintain_order="left")
@@ -155,7 +158,7 @@ def write_runs(folder: Path, counts: list[FileCounts], registry: Registry, *, se
     """A run for each piece that has events. Moves from `valid` to `set_aside` what does not stand in them."""
     pieces = sorted(folder.glob("piece-*"))
     bots = _bots(pieces, registry, settings)
-    runs = []
+    runs: list[Path] = []
     for piece in pieces:
         events, file_N = _with_rows(piece, registry, counts)
         events, position_N = in_order(events)
@@ -230,14 +233,16 @@ def _bots(pieces: list[Path], registry: Registry, settings: IngestConfig) -> _Bo
     for piece in pieces:
         events, _ = _with_rows(piece, registry, None)
         of_suspects = np.isin(events.user_N, suspects)
-        found.append(Events(*(column[of_suspects] for column in (events.user_N, events.item_N, events.stamp_N))))
-    together, _ = in_order(Events(*(np.concatenate(columns) for columns in zip(*map(_columns, found), strict=True))))
+        found.append(events.take(of_suspects))
+    together, _ = in_order(
+        Events(
+            np.concatenate([events.user_N for events in found]),
+            np.concatenate([events.item_N for events in found]),
+            np.concatenate([events.stamp_N for events in found]),
+        )
+    )
     days, count = np.unique(_user_day(together)[~is_repeat(together)], return_counts=True)
     return _Bots(days[count > settings.bot_events_per_day])
-
-
-def _columns(events: Events) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return events.user_N, events.item_N, events.stamp_N
 
 
 def _write_run(events: Events, kept_N: npt.NDArray[np.bool_], path: Path) -> Path:

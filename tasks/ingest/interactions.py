@@ -10,7 +10,7 @@ counted, or quarantined under the name of the first rule it breaks. The counts a
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLik
 from tasks.ingest.days import DigestedUnit, StoredFile, fetch_runs, put_files, read_markers, summed, write_marker
 from tasks.ingest.digest import KINDS, ROWS_PER_GROUP, FileCounts, ids_in, read_unit, write_runs
 from tasks.ingest.events import instant, naming_read_errors
-from tasks.ingest.inspection import EventSchema
+from tasks.ingest.inspection import EventSchema, id_type_of_all
 from tasks.ingest.merge import Merged, merge_runs
 from tasks.ingest.rules import DAY_US, ensure_contract, midnight_us
 from tasks.ingest.scan import scan_file
@@ -144,11 +144,9 @@ def _digest_units(
         fetched = threads.map(lambda marker: fetch_runs(store, marker, scratch), markers.values())
         runs = {name: paths for name, paths in zip(markers, fetched, strict=True) if paths is not None}
     new = [unit for unit in units if unit.name not in runs]
-    files = {file.key: file for file in schema.files}
-    counts = {}
-    for unit in new:
-        of_unit = tuple(files[found.key] for found in unit.files)
-        counts[unit.name] = read_unit(of_unit, schema, unit_folder(scratch, unit), settings=settings)
+    counts = {
+        unit.name: read_unit(schema_of(unit, schema), unit_folder(scratch, unit), settings=settings) for unit in new
+    }
     quarantine = {unit.name: _keep_refused(store, unit, scratch) for unit in new}
     earlier = {key: counted for name in runs for key, counted in markers[name].files.items()}
     tonight = {f.key: counted for unit in new for f, counted in zip(unit.files, counts[unit.name], strict=True)}
@@ -170,6 +168,15 @@ def _digest_units(
         markers[unit.name] = marker
     return _Digested(
         registry, [markers[unit.name] for unit in units], [path for unit in units for path in runs[unit.name]]
+    )
+
+
+def schema_of(unit: Unit, schema: EventSchema) -> EventSchema:
+    """What the unit's own files agree on."""
+    keys = {found.key for found in unit.files}
+    files = tuple(file for file in schema.files if file.key in keys)
+    return replace(
+        schema, user_id=id_type_of_all(files, "user_id"), item_id=id_type_of_all(files, "item_id"), files=files
     )
 
 

@@ -7,10 +7,11 @@ as memory allows, and within a range many small groups of users are folded at on
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
 BYTES_AN_EVENT = 64
 SAMPLED = 256  # each so-manieth event says where the users are
 COLUMNS = {
+    "user_rows": np.int32,
     "item_row": np.int32,
     "timestamp_us": np.int64,
     "liked": np.bool_,
@@ -82,12 +84,11 @@ def merge_runs(runs: list[Path], folder: Path, folding: Folding, *, num_items: i
             for pairs, num_events in threads.map(partial(_fold, parts, folding), _groups(parts)):
                 arrays.append("user_rows", pairs.user_U)
                 counts_U.append(pairs.count_U)
-                for name, column in zip(
-                    COLUMNS,
-                    (pairs.item_P, pairs.time_P, pairs.liked_P, pairs.first_seen_P, pairs.first_liked_P),
-                    strict=True,
-                ):
-                    arrays.append(name, column)
+                arrays.append("item_row", pairs.item_P)
+                arrays.append("timestamp_us", pairs.time_P)
+                arrays.append("liked", pairs.liked_P)
+                arrays.append("first_seen_us", pairs.first_seen_P)
+                arrays.append("first_liked_us", pairs.first_liked_P)
                 merged.add(pairs, num_events)
     indptr = np.zeros(merged.users + 1, np.int64)
     np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts_U]), out=indptr[1:])
@@ -96,8 +97,12 @@ def merge_runs(runs: list[Path], folder: Path, folding: Folding, *, num_items: i
 
 
 def _fold(parts: list[Events], folding: Folding, group: list[slice]) -> tuple[Pairs, int]:
-    columns = zip(*((p.user_N[s], p.item_N[s], p.stamp_N[s]) for p, s in zip(parts, group, strict=True)), strict=True)
-    events = Events(*map(np.concatenate, columns))
+    some = [part.take(rows) for part, rows in zip(parts, group, strict=True)]
+    events = Events(
+        np.concatenate([part.user_N for part in some]),
+        np.concatenate([part.item_N for part in some]),
+        np.concatenate([part.stamp_N for part in some]),
+    )
     return fold(events, folding), len(events)
 
 
@@ -142,7 +147,9 @@ def _ranges(indexes: list[_Index], events_at_most: int) -> Iterator[tuple[int, i
     """Ranges of users, of which no more events have to be read at a time; a single row group of each run at least."""
     if not indexes:
         return
-    first, last, rows = (np.concatenate([getattr(i, name) for i in indexes]) for name in ("first_G", "last_G", "rows_G"))
+    first, last, rows = (
+        np.concatenate([getattr(i, name) for i in indexes]) for name in ("first_G", "last_G", "rows_G")
+    )
     cuts = np.append(np.unique(first), last.max() + 1)
     by_first, by_last = np.argsort(first), np.argsort(last)
     started = np.append(0, np.cumsum(rows[by_first]))[np.searchsorted(first[by_first], cuts)]  # before each cut
@@ -173,31 +180,32 @@ class _Arrays:
     """One .npy a column, appended to."""
 
     def __init__(self, folder: Path) -> None:
-        self._types = {"user_rows": np.int32, **COLUMNS}
-        self._streams = {name: open(folder / f"{name}.npy", "wb") for name in self._types}
-        self._rows = dict.fromkeys(self._types, 0)
-        for name in self._types:
-            self._write_header(name)
+        self._folder, self._open = folder, ExitStack()
+        self._streams: dict[str, BinaryIO] = {}
+        self._rows = dict.fromkeys(COLUMNS, 0)
 
     def append(self, name: str, values: np.ndarray) -> None:
         self._rows[name] += len(values)
         self._streams[name].write(np.ascontiguousarray(values).data)
 
     def __enter__(self) -> "_Arrays":
+        for name in COLUMNS:
+            self._streams[name] = self._open.enter_context(open(self._folder / f"{name}.npy", "wb"))
+        self._write_headers()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for name, stream in self._streams.items():
-            with stream:
-                if kind is None:
-                    stream.seek(0)
-                    self._write_header(name)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._open:
+            if kind is None:
+                self._write_headers()
 
-    def _write_header(self, name: str) -> None:
-        """numpy leaves room in it for a longer length, so that it can be written again."""
-        described = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(self._types[name])),
-            "fortran_order": False,
-            "shape": (self._rows[name],),
-        }
-        np.lib.format.write_array_header_1_0(self._streams[name], described)
+    def _write_headers(self) -> None:
+        """numpy leaves room in them for a larger length, so that they can be written again."""
+        for name, stream in self._streams.items():
+            stream.seek(0)
+            described = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(COLUMNS[name])),
+                "fortran_order": False,
+                "shape": (self._rows[name],),
+            }
+            np.lib.format.write_array_header_1_0(stream, described)

@@ -209,7 +209,9 @@ def test_a_bad_row_is_refused_under_its_rule_and_changes_no_byte_of_the_rest(rul
     assert night.fingerprint == without.fingerprint
     refused = refused_rows(dirty, night)
     assert refused.columns == ["user_id", "item_id", "rating", "timestamp", "rule", "file"]
-    assert [str(value) for value in refused.row(0)] == [str(value) for value in (*BAD_ROWS[rule], rule, "events/a.parquet")]
+    assert [str(value) for value in refused.row(0)] == [
+        str(value) for value in (*BAD_ROWS[rule], rule, "events/a.parquet")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -595,19 +597,18 @@ def test_seconds_and_timestamps_of_every_unit_and_zone_are_the_same_instant(
     put(store, PLAIN, "events/a.parquet")
     put(store, pa.table({**PLAIN, "timestamp": column}), "events/b.parquet")
     night = read_night(store, tmp_path)
-    assert pairs_of(night)["timestamp_us"].to_list() == [
-        (NOON_S + second) * 1_000_000 for second in (1, 0, 3, 2, 4)
-    ]
+    assert pairs_of(night)["timestamp_us"].to_list() == [(NOON_S + second) * 1_000_000 for second in (1, 0, 3, 2, 4)]
     assert night.set_aside == {"duplicate": 5}
 
 
 def test_refused_rows_of_files_that_disagree_on_the_type_still_stand_in_one_file(store: Any, tmp_path: Path) -> None:
-    put(store, with_rows(("ada", "tea", 5.0, WORLD_END_S)), "events/a.parquet")
-    late = pa.array([*PLAIN["timestamp"][:4], MIDNIGHT_S], pa.int64()).cast(pa.timestamp("s"))
-    put(store, pa.table({**PLAIN, "rating": [5] * 5, "timestamp": late}), "events/b.parquet")
+    put(store, with_rows(("ada", "tea", 5.0, WORLD_END_S)), "events/dt=2026-11-22/a.parquet")
+    late = pa.array([*PLAIN["timestamp"][:4], YEAR_2999_S], pa.int64()).cast(pa.timestamp("s"))
+    put(store, pa.table({**PLAIN, "rating": [5] * 5, "timestamp": late}), "events/dt=2026-11-22/b.parquet")
     refused = refused_rows(store, read_night(store, tmp_path))
-    assert refused["timestamp"].to_list() == [str(WORLD_END_S), "2026-11-23 00:00:00.000"]
+    assert refused["timestamp"].to_list() == [str(WORLD_END_S), "2999-01-01 00:00:00.000"]
     assert refused["rating"].to_list() == [5.0, 5.0]
+    assert [key.rpartition("/")[2] for key in refused["file"]] == ["a.parquet", "b.parquet"]
 
 
 # ---- nights without anything to learn from

@@ -169,11 +169,6 @@ def test_many_rows_set_aside_are_a_warning_in_yellow() -> None:
     assert "\x1b[33m101 of 1,000" in seen(screen, colours=True)
 
 
-def test_events_of_a_later_night_are_no_fault_of_whoever_writes_them() -> None:
-    screen = night_screen(night(quarantined={"timestamp_in_future": 500}), [], NEXT)
-    assert "are quarantined" not in seen(screen)
-
-
 def test_no_uri_and_no_command_breaks_in_the_middle() -> None:
     lines = [line.strip() for line in seen(night_screen(night(), [person()], NEXT)).splitlines()]
     for uri in (PUBLISHED.latest_uri, PUBLISHED.commit_uri, *PUBLISHED.files[:3]):
