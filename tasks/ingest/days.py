@@ -50,6 +50,7 @@ class DigestedUnit:
     quarantine: tuple[StoredFile, ...]
     id_types: dict[str, str]  # user_id, item_id -> as Polars names the type that the files have
     last_event_us: int | None  # of the events in the runs; None where there are none
+    forgotten: int = 0  # valid rows that forgetting took out of the runs since
     format: int = FORMAT
 
     def total(self, counted: str) -> dict[str, int]:

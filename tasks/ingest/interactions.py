@@ -84,7 +84,8 @@ def digest(
     quarantined = digested.total("quarantined")
     older = merged.events - merged.later - merged.before - merged.repeats - merged.pairs
     on_the_way = {"older": older, "duplicate": merged.repeats, "later": merged.later, "before_window": merged.before}
-    set_aside = summed([digested.total("set_aside"), on_the_way])
+    forgotten = {"forgotten": sum(marker.forgotten for marker in digested.markers)}
+    set_aside = summed([digested.total("set_aside"), forgotten, on_the_way])
     set_aside = {reason: count for reason, count in set_aside.items() if count}
     _expect_pairs(merged, set_aside, quarantined, digested.rows_in, schema, as_of)
     _expect_a_graph(merged, schema, settings)
