@@ -9,8 +9,9 @@ Two steps, because new ids are numbered once, for all units of a night together:
 A run's bytes depend on the rows of its piece alone: not on their order, on threads or on what else the night reads.
 """
 
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ import polars as pl
 
 from models.pairs import DAY_US, KIND_BITS, Events, in_order, is_repeat
 from tasks.config import IngestConfig
-from tasks.errors import CountsDisagree
-from tasks.ingest.events import naming_read_errors
+from tasks.errors import CountsDisagree, InputCorrupt
+from tasks.ingest.events import naming_read_errors, with_text_as_bytes
 from tasks.ingest.inspection import EventFile, EventSchema
 from tasks.ingest.scan import as_they_came, scan_file
 from tasks.registry import FORGOTTEN, KINDS, UNKNOWN, Kind, Registry
@@ -76,10 +77,22 @@ def pieces_of(files: tuple[EventFile, ...], rows_at_most: int) -> Iterator[list[
 def read_unit(schema: EventSchema, folder: Path, *, settings: IngestConfig) -> list[FileCounts]:
     """Write every piece below `folder`; the counts of each file, in which `valid` is what the rules let through.
 
-    `schema` is the unit's own, so that nothing else that the night reads changes a byte.
+    `schema` is the unit's own, so that nothing else that the night reads changes a byte. Where text of a file is not
+    UTF-8, the unit is read once more by way of its bytes, which refuses those rows instead of the file.
 
     Raises InputCorrupt, InputUnstable, StoreUnavailable, CountsDisagree.
     """
+    try:
+        return _read_files(schema, folder, settings)
+    except InputCorrupt as error:
+        by_bytes = with_text_as_bytes(schema.files, error)
+        if by_bytes is None:
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return _read_files(replace(schema, files=by_bytes), folder, settings)
+
+
+def _read_files(schema: EventSchema, folder: Path, settings: IngestConfig) -> list[FileCounts]:
     files = schema.files
     counts = [FileCounts(file.num_rows) for file in files]
     rows_at_most = max(1, (settings.memory_mib << 20) // BYTES_A_ROW)

@@ -4,7 +4,7 @@ R rows, U users, I items (tasks/ingest/footers.py), N = U + I, L likes: the rows
 threshold decides. Of pairs no footer tells; each row is taken for one of its own, which is the most there can be.
 D train.width, K recommend.k. Bytes of all processes together, on top of NIGHT_BYTES:
 
-ingest     CHILD_BYTES + ROW_BYTES x R
+ingest     CHILD_BYTES + READ_BYTES x the rows of the largest day, or MERGE_BYTES x R, or ingest.memory_mib if less
 graph      PAIR_BYTES x R
 train      RANK_BYTES + models/plan.needed_bytes of the cheapest split; on GPUs, what the first rank makes the start of
 evaluate   MEASURE_BYTES + LIKE_BYTES x L + 24 I x neighbours + 8 N x filter_width and 24 I^2, where these rivals run
@@ -28,10 +28,10 @@ from tasks.ingest.sources import day_of
 
 MIB, GIB = 2**20, 2**30
 NIGHT_BYTES = 640 * MIB  # Python, torch, Polars, Prefect and its server
-CHILD_BYTES = 210 * MIB  # the process that reads files
+CHILD_BYTES = 370 * MIB  # the process that reads files
 RANK_BYTES = 500 * MIB  # a process that trains, before its tables
 MEASURE_BYTES = 150 * MIB
-ROW_BYTES, PAIR_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 125, 270, 200, 200
+READ_BYTES, MERGE_BYTES, PAIR_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 160, 36, 160, 200, 200
 SHARD_ROW_BYTES = 160
 SERVING_BYTES = 60 * MIB
 LIKED_SHARE = 0.6  # of ratings, at the usual threshold
@@ -53,6 +53,7 @@ class Sizes:
     users: int
     items: int
     num_bytes: int
+    largest_day: int  # rows; of a file where keys have no day
 
     def likes(self, config: NightlyConfig) -> int:
         return round(self.rows * (LIKED_SHARE if config.ingest.like_threshold is not None else 1.0))
@@ -97,7 +98,11 @@ def sizes_of(files: Sequence[EventFile], *, known_users: int = 0, known_items: i
         for column, known in (("user_id", known_users), ("item_id", known_items))
     )
     read = sum(hint.num_bytes for file in files for hint in file.hints.values())
-    return Sizes(sum(file.num_rows for file in files), users, items, read)
+    by_day: dict[object, int] = {}
+    for file in files:
+        day = day_of(file.key) or file.key
+        by_day[day] = by_day.get(day, 0) + file.num_rows
+    return Sizes(sum(by_day.values()), users, items, read, max(by_day.values(), default=0))
 
 
 def plan_night(sizes: Sizes, config: NightlyConfig, machine: Machine) -> Plan:
@@ -108,7 +113,7 @@ def plan_night(sizes: Sizes, config: NightlyConfig, machine: Machine) -> Plan:
     list_rows = users * config.recommend.k
     shard = SHARD_ROW_BYTES * min(users, config.recommend.users_per_shard) * config.recommend.k
     serving = measuring + min(SERVING_BYTES + table + shard, config.recommend.memory_mib * MIB)
-    reading = ROW_BYTES * rows
+    reading = min(max(READ_BYTES * sizes.largest_day, MERGE_BYTES * rows), config.ingest.memory_mib * MIB)
     scores = SCORES_A_SECOND / width
     stages = (
         StagePlan("ingest", CHILD_BYTES + reading, (RUN_ROW_BYTES + PAIR_ARRAY_BYTES) * rows, 2 + rows / ROWS_A_SECOND),

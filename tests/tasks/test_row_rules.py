@@ -11,6 +11,7 @@ import pytest
 
 from tasks.config import IngestConfig
 from tasks.errors import ContractViolation, InputCorrupt
+from tasks.ingest.digest import read_unit
 from tasks.ingest.events import naming_read_errors, with_text_as_bytes
 from tasks.ingest.inspection import EventSchema, inspect_files
 from tasks.ingest.rules import CLOCK_SLACK, bot_rule, ensure_contract, microseconds_of
@@ -109,6 +110,13 @@ def test_text_that_is_not_utf8_is_refused_row_by_row_and_the_rest_is_read_as_it_
     assert scan_file(files[0], schema, SETTINGS).collect().equals(before)
     kept = as_they_came(found.lazy().filter(pl.col("rule").is_not_null()), files).collect()
     assert kept["user_id"].to_list() == ["\0a\\xff\\xfeb", None]
+
+
+def test_a_unit_with_such_text_is_digested_with_its_rows_refused(store: Any, tmp_path: Path) -> None:
+    users = pa.array([b"ada", b"042", b"a\xff\xfeb", "zoë".encode()]).view(pa.string())
+    schema = put(store, pa.table(events(4, user_id=users)))
+    (counted,) = read_unit(schema, tmp_path / "unit", settings=SETTINGS)
+    assert (counted.rows, counted.valid, counted.quarantined) == (4, 3, {"malformed_user_id": 1})
 
 
 def test_another_corrupt_file_is_not_read_again(store: Any) -> None:
