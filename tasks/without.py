@@ -37,12 +37,12 @@ class Theirs:
 
 def theirs_of(registry: Registry) -> Theirs:
     """Of every user who was forgotten until now."""
-    rows = registry.ids["users"].is_null().arg_true().cast(pl.Int32)
+    rows = registry.forgotten_rows("users")
     by_column = {
         "user_id": lambda ids: registry.is_forgotten("users", ids),
-        "user_row": lambda found: found.is_in(rows.implode()),
+        "user_row": lambda found: pl.Series(np.isin(found.to_numpy(), rows)),
     }
-    return Theirs(by_column, rows.cast(pl.Int64).to_numpy(), registry.version.epoch)
+    return Theirs(by_column, rows, registry.version.epoch)
 
 
 def holds(store: Store, key: str, theirs: Theirs) -> bool:

@@ -29,6 +29,7 @@ from tasks.ingest.interactions import digest
 from tasks.ingest.remains import count_remains
 from tasks.ingest.sources import events_of
 from tasks.ingest.tables import digest_tables, inspect_alone, inspect_tables
+from tasks.registry import open_registry
 from tasks.run import PROJECT_ROOT
 from tasks.store import StoredObject, open_store
 
@@ -162,7 +163,9 @@ def _work(job: Job) -> Any:
     if job.what == "last event":
         return last_event_at(schema, job.settings).isoformat()
     if job.what == "tables":
-        tables = digest_tables(inspect_tables(store, job.files, schema), Path(job.events_folder), Path(job.folder))
+        tables = digest_tables(
+            inspect_tables(store, job.files, schema), Path(job.events_folder), Path(job.folder), open_registry(store)
+        )
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
     interactions = digest(store, events, schema, Path(job.folder), as_of=job.as_of, settings=job.settings)

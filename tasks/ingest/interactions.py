@@ -32,6 +32,7 @@ from tasks.ingest.units import Unit, unit_folder, units_of
 from tasks.registry import Registry, extend, open_registry
 from tasks.run import file_sha256, fingerprint_of
 from tasks.store import Store, StoredObject
+from tasks.without import theirs_of, write_without
 
 FETCHED_AT_ONCE = 4
 
@@ -79,12 +80,13 @@ def digest(
         folding_of(as_of, settings),
         num_items=version.items,
         memory_mib=settings.memory_mib,
+        forgotten=digested.registry.forgotten_rows("users"),
     )
     shutil.rmtree(scratch)
     quarantined = digested.total("quarantined")
     older = merged.events - merged.later - merged.before - merged.repeats - merged.pairs
     on_the_way = {"older": older, "duplicate": merged.repeats, "later": merged.later, "before_window": merged.before}
-    forgotten = {"forgotten": sum(marker.forgotten for marker in digested.markers)}
+    forgotten = {"forgotten": merged.forgotten + sum(marker.forgotten for marker in digested.markers)}
     set_aside = summed([digested.total("set_aside"), forgotten, on_the_way])
     set_aside = {reason: count for reason, count in set_aside.items() if count}
     _expect_pairs(merged, set_aside, quarantined, digested.rows_in, schema, as_of)
@@ -148,7 +150,7 @@ def _digest_units(
     counts = {
         unit.name: read_unit(schema_of(unit, schema), unit_folder(scratch, unit), settings=settings) for unit in new
     }
-    quarantine = {unit.name: _keep_refused(store, unit, scratch) for unit in new}
+    quarantine = {unit.name: _keep_refused(store, unit, scratch, registry) for unit in new}
     earlier = {key: counted for name in runs for key, counted in markers[name].files.items()}
     tonight = {f.key: counted for unit in new for f, counted in zip(unit.files, counts[unit.name], strict=True)}
     _ensure_contract(store, earlier | tonight, settings)
@@ -181,8 +183,13 @@ def schema_of(unit: Unit, schema: EventSchema) -> EventSchema:
     )
 
 
-def _keep_refused(store: Store, unit: Unit, scratch: Path) -> tuple[StoredFile, ...]:
+def _keep_refused(store: Store, unit: Unit, scratch: Path, registry: Registry) -> tuple[StoredFile, ...]:
+    """As they came, but for those of people who were forgotten: they are counted, and kept nowhere."""
     refused = sorted(unit_folder(scratch, unit).glob("piece-*/refused.parquet"))
+    if registry.version.forgotten:
+        for path in refused:
+            write_without(path, path.with_name("kept.parquet"), theirs_of(registry))
+        refused = [path.with_name("kept.parquet") for path in refused]
     return put_files(store, f"quarantine/{unit.folder}", "part", refused)
 
 

@@ -22,6 +22,7 @@ from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
 
 # An event of the range that is in memory: decoded, as columns, and the pair that it may become.
 BYTES_AN_EVENT = 64
+NOBODY = np.empty(0, np.int64)
 SAMPLED = 256  # each so-manieth event says where the users are
 COLUMNS = {
     "user_rows": np.int32,
@@ -46,9 +47,17 @@ class Merged:
     later: int = 0
     before: int = 0
     repeats: int = 0
-    events: int = 0  # that were read
+    forgotten: int = 0  # of people who are nobody in the registry by now
+    events: int = 0  # that were read, without these
     first_us: int = np.iinfo(np.int64).max
     last_us: int = -1
+
+    def without(self, part: Events, forgotten: npt.NDArray[np.int64]) -> Events:
+        if not len(forgotten):
+            return part
+        is_theirs_N = np.isin(part.user_N, forgotten)
+        self.forgotten += (count := int(np.count_nonzero(is_theirs_N)))
+        return part.take(~is_theirs_N) if count else part
 
     def add(self, pairs: Pairs, num_events: int) -> None:
         self.events += num_events
@@ -68,9 +77,18 @@ class Merged:
         self.last_us = max(self.last_us, int(pairs.time_P.max()))
 
 
-def merge_runs(runs: list[Path], folder: Path, folding: Folding, *, num_items: int, memory_mib: int) -> Merged:
+def merge_runs(
+    runs: list[Path],
+    folder: Path,
+    folding: Folding,
+    *,
+    num_items: int,
+    memory_mib: int,
+    forgotten: npt.NDArray[np.int64] = NOBODY,
+) -> Merged:
     """Write user_rows, indptr and the columns of pairs as .npy into `folder` (contracts.Interactions says what).
 
+    `forgotten`, rows of users, are left out: a day that was digested before they were forgotten may still have them.
     The bytes depend on the set of events alone, not on how they are divided over runs, on their order or on memory.
     """
     merged = Merged(np.zeros(num_items, np.bool_), np.zeros(num_items, np.bool_))
@@ -81,6 +99,7 @@ def merge_runs(runs: list[Path], folder: Path, folding: Folding, *, num_items: i
     with _Arrays(folder) as arrays, ThreadPoolExecutor(num_threads) as threads:
         for low, high in _ranges(indexes, events_at_most):
             parts = [part for index in indexes if (part := index.read(low, high)) is not None]
+            parts = [part for part in (merged.without(part, forgotten) for part in parts) if len(part)]
             for pairs, num_events in threads.map(partial(_fold, parts, folding), _groups(parts)):
                 arrays.append("user_rows", pairs.user_U)
                 counts_U.append(pairs.count_U)

@@ -32,6 +32,7 @@ from tasks.ingest.inspection import (
 from tasks.ingest.rules import is_malformed
 from tasks.ingest.scan import microseconds, scan_columns
 from tasks.ingest.sources import TABLES, events_of, table_of
+from tasks.registry import Registry
 from tasks.run import file_sha256, fingerprint_of
 from tasks.store import Store, StoredObject
 
@@ -107,9 +108,10 @@ def _expect_kind(file: EventFile, column: str, kind: pl.DataType) -> None:
     raise drift(file.uri, column, found, f"{wanted}, as in the events: the two would never meet")
 
 
-def digest_tables(tables: TableFiles, events_folder: Path, folder: Path) -> Tables:
+def digest_tables(tables: TableFiles, events_folder: Path, folder: Path, registry: Registry) -> Tables:
     """Write each table that there is under `folder`, in order of its ids. `events_folder` says who and what
-    has events: users.parquet and items.parquet (contracts.Interactions).
+    has events: users.parquet and items.parquet (contracts.Interactions). Nobody of `registry` who was forgotten gets
+    a list for standing in users/.
 
     Raises TableInvalid, NothingAllowed, InputCorrupt.
     """
@@ -122,6 +124,8 @@ def digest_tables(tables: TableFiles, events_folder: Path, folder: Path) -> Tabl
     items = pl.read_parquet(events_folder / "items.parquet").select(pl.col("item_id").sort().cast(tables.item_id))
     users = pl.read_parquet(events_folder / "users.parquet").select(pl.col("user_id").sort().cast(tables.user_id))
     if "users" in frames:
+        is_theirs = pl.lit(registry.is_forgotten("users", frames["users"]["user_id"]))
+        frames["users"] = counted.keep(frames["users"], ~is_theirs, "users: forgotten")
         users = pl.concat([users, frames["users"]]).unique().sort("user_id")
     frames = _of_known(frames, users, items, counted)
     _expect_something_available(frames.get("items"), items)

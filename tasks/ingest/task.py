@@ -83,7 +83,9 @@ def ingest(run: Run) -> Interactions:
         with pinned_while_reading(store, pinned):
             return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, settings=run.config.ingest)
 
-    interactions = finish_stage(run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.config.ingest))
+    interactions = finish_stage(
+        run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.registry_forgotten, run.config.ingest)
+    )
     log.info(
         "%s rows: %s likes, %s seen and not liked, %s set aside%s, %s quarantined",
         f"{interactions.rows_in:,}",
@@ -114,7 +116,11 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
             )
 
     tables = finish_stage(
-        run, "tables", Tables, compute, inputs=(run.input_fingerprint, interactions.fingerprint, run.config.ingest)
+        run,
+        "tables",
+        Tables,
+        compute,
+        inputs=(run.input_fingerprint, run.registry_forgotten, interactions.fingerprint, run.config.ingest),
     )
     if tables.rows:
         log.info("tables: %s", ", ".join(f"{name} {count:,}" for name, count in tables.rows.items()))

@@ -53,6 +53,10 @@ class Registry:
                     rows[place] = FORGOTTEN
         return rows
 
+    def forgotten_rows(self, kind: Kind) -> npt.NDArray[np.int64]:
+        """Rows that are nobody's any more, ascending."""
+        return self.ids[kind].is_null().arg_true().cast(pl.Int64).to_numpy()
+
     def is_forgotten(self, kind: Kind, ids: pl.Series) -> pl.Series:
         """Of ids of any type, repeats and nulls included, which must not come back: as many booleans.
 

@@ -19,6 +19,7 @@ from tasks.ingest.readiness import Clock
 from tasks.ingest.sources import pin_inputs, pin_tables
 from tasks.ingest.tables import MOST_SEGMENTS, digest_tables, inspect_tables
 from tasks.ingest.task import ingest, read_tables
+from tasks.registry import forget, open_registry
 from tasks.store import LocalStore, open_store
 
 SETTINGS = IngestConfig()
@@ -51,7 +52,9 @@ def read(store: Any, folder: Path) -> Tables:
     seen = pl.DataFrame(EVENTS if schema.user_id == pl.String else _numbered())
     for name in ("user", "item"):  # as ingest leaves them
         seen.select(f"{name}_id").unique(maintain_order=True).write_parquet(tmp_events(folder) / f"{name}s.parquet")
-    return digest_tables(inspect_tables(store, pin_tables(store), schema), tmp_events(folder), folder)
+    return digest_tables(
+        inspect_tables(store, pin_tables(store), schema), tmp_events(folder), folder, open_registry(store)
+    )
 
 
 def tmp_events(folder: Path) -> Path:
@@ -307,3 +310,12 @@ def test_a_table_with_damaged_pages_is_named_by_the_night_that_reads_it(store: A
     run = plan(store, tmp_path)
     with pytest.raises(InputCorrupt, match=r"users/torn\.parquet"):
         read_tables.fn(run, ingest.fn(run))
+
+
+def test_who_was_forgotten_gets_no_list_for_standing_in_users(store: Any, tmp_path: Path) -> None:
+    put(store, "users/all.parquet", {"user_id": ["zoe", "yan"]})
+    put(store, "segments/all.parquet", {"user_id": ["zoe"], "segment": ["a"]})
+    forget(store, "users", pl.Series(["zoe"]))
+    tables = read(store, tmp_path / "tables")
+    assert pl.read_parquet(tmp_path / "tables/users.parquet")["user_id"].to_list() == ["yan"]
+    assert tables.ignored == {"users: forgotten": 1, "segments: unknown user": 1}
