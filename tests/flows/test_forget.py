@@ -68,9 +68,11 @@ def place(published: Path, store_uri: str, night_place: Path, monkeypatch: pytes
 
 
 def with_planted(events: pl.DataFrame) -> pl.DataFrame:
-    """Two of the users have ids that are looked for afterwards."""
+    """Two of the users have ids that are looked for afterwards; a row of one of them is refused."""
     names = {"user-003": PLANTED, "user-008": AND_ANOTHER}
-    return events.with_columns(pl.col("user_id").replace(names))
+    events = events.with_columns(pl.col("user_id").replace(names))
+    refused = events.filter(pl.col("user_id") == PLANTED).head(1).with_columns(rating=pl.lit(float("nan")))
+    return pl.concat([events, refused])
 
 
 def forget(*arguments: str, user: str = "") -> int:
@@ -101,7 +103,9 @@ def places_of(store_uri: str, person: str) -> set[str]:
 
 def test_the_search_finds_an_id_in_a_compressed_page(place: str) -> None:
     found = places_of(place, PLANTED)
-    assert {key.split("/")[0] for key in found} >= {"events", "users", "blocked", "recs", "outputs"}
+    assert {key.split("/")[0] for key in found} == {
+        *("events", "users", "blocked", "recs", "outputs", "quarantine", "registry"),
+    }
 
 
 def test_nobody_is_left_anywhere_but_in_the_teams_own_files(
@@ -117,13 +121,25 @@ def test_nobody_is_left_anywhere_but_in_the_teams_own_files(
     assert len(live.for_user(AND_ANOTHER)) == 5
     told = capfd.readouterr()
     assert "1 person forgotten" in told.out
-    assert "12  events/dt=2025-11-16/day.parquet" not in told.out
-    assert "10  events/dt=2025-11-16/day.parquet" in told.out
+    assert "11  events/dt=2025-11-16/day.parquet" in told.out
     assert "1  users/all.parquet" in told.out
     assert PLANTED not in told.out + told.err
     on_disk = [*(tmp_path / "work").rglob("*"), *tmp_path_factory.getbasetemp().glob("prefect*/**/*")]
     assert any(path.suffix == ".db" for path in on_disk), "the server's database is looked into"
     assert not [path for path in on_disk if path.is_file() and PLANTED.encode() in path.read_bytes()]
+
+
+def test_the_night_after_does_not_use_what_the_teams_files_still_have(published: Path, night_place: Path) -> None:
+    store = night_place / "store"
+    shutil.copytree(published, store)
+    assert forget(user=PLANTED) == 0
+    after = nightly(SETTINGS, as_of=NIGHTS[-1] + timedelta(days=1))
+    lists = open_latest(str(store), verify=True)
+    assert after.is_latest
+    assert lists.for_user(PLANTED).is_empty(), "neither for their events nor for standing in users/"
+    assert len(lists.for_user("nobody-else")) == 5
+    grace_is_over(str(store))
+    assert places_of(str(store), PLANTED) == THEIRS
 
 
 def test_again_it_says_so_and_changes_nothing(place: str, capfd: pytest.CaptureFixture[str]) -> None:
