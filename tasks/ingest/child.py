@@ -23,6 +23,7 @@ from tasks import errors
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions, Remains, Tables
 from tasks.errors import InputCorrupt, NightError, ReaderFailed
+from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import last_event_at, read_through
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
@@ -159,9 +160,10 @@ def _work(job: Job) -> Any:
     if job.what == "count remains":
         return TypeAdapter(Remains).dump_python(count_remains(store, job.files, job.people, job.settings), mode="json")
     events = events_of(job.files)
-    schema = inspect_files(store, events, job.settings)
+    earlier = read_earlier(store, events, job.settings)
+    schema = inspect_files(store, events, job.settings, known=earlier.files)
     if job.what == "last event":
-        return last_event_at(schema, job.settings).isoformat()
+        return last_event_at(schema, job.settings, known=earlier.last_us).isoformat()
     if job.what == "tables":
         tables = digest_tables(
             inspect_tables(store, job.files, schema), Path(job.events_folder), Path(job.folder), open_registry(store)

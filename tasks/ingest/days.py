@@ -20,6 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.errors import ObjectChanged, ObjectExists, ObjectNotFound
 from tasks.ingest.digest import FileCounts
+from tasks.ingest.footers import ColumnHint
+from tasks.ingest.inspection import PolarsType
 from tasks.ingest.units import Unit
 from tasks.run import file_sha256
 from tasks.store import Store
@@ -40,6 +42,15 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class Footer:
+    """An inspection.EventFile, but for where it lies: a store may be moved."""
+
+    columns: dict[str, PolarsType]
+    names: dict[str, str]
+    hints: dict[str, ColumnHint]
+
+
+@dataclass(frozen=True)
 class DigestedUnit:
     """A marker."""
 
@@ -48,8 +59,7 @@ class DigestedUnit:
     files: dict[str, FileCounts]  # key -> counts
     runs: tuple[StoredFile, ...]
     quarantine: tuple[StoredFile, ...]
-    id_types: dict[str, str]  # user_id, item_id -> as Polars names the type that the files have
-    last_event_us: int | None  # of the events in the runs; None where there are none
+    footers: dict[str, Footer]  # key -> what the file was found to be
     forgotten: int = 0  # valid rows that forgetting took out of the runs since
     format: int = FORMAT
 
@@ -85,7 +95,8 @@ def _read_marker(store: Store, unit: Unit) -> DigestedUnit | None:
     except ValidationError:
         log.warning("%s cannot be read, so its files are digested again", unit.marker_key)
         return None
-    return marker if marker.unit == unit.name and marker.format == FORMAT else None
+    whole = marker.files.keys() == marker.footers.keys() == {found.key for found in unit.files}
+    return marker if whole and marker.unit == unit.name and marker.format == FORMAT else None
 
 
 def write_marker(store: Store, unit: Unit, marker: DigestedUnit) -> None:

@@ -44,6 +44,7 @@ class FileCounts:
     valid: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
+    last_us: int | None = None  # the latest event that the rules let through, set aside or not
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,11 @@ def _read_piece(
         as_it_came = as_they_came(rows.filter(~is_valid), schema.files)
         of_refused.append(as_it_came.with_columns(pl.lit(part.file.key).alias("file"), number))
     valid, refused = pl.collect_all([pl.concat(of_valid), pl.concat(of_refused)], engine="streaming")
-    for at, count in valid.group_by("number").len().sort("number").iter_rows():
+    of_file = valid.group_by("number").agg(pl.len(), last=pl.col("stamp").max()).sort("number")
+    for at, count, stamp in of_file.iter_rows():
         counts[at].valid += count
+        last_us = stamp >> KIND_BITS
+        counts[at].last_us = max(last_us, last_us if counts[at].last_us is None else counts[at].last_us)
     for at, rule, count in refused.group_by("number", "rule").len().sort("number", "rule").iter_rows():
         counts[at].quarantined[rule] = counts[at].quarantined.get(rule, 0) + count
     for kind, column in zip(KINDS, ("user_id", "item_id"), strict=True):

@@ -1,7 +1,7 @@
 """Reading event files: what goes wrong on the way gets one of our names, and the file's."""
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from tasks.ingest.rules import EPOCH
 from tasks.ingest.scan import scan_columns, scan_file
 
 NOT_UTF8 = "invalid UTF-8"  # in Polars' words
+NOTHING_KNOWN: Mapping[str, int | None] = {}
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
@@ -24,21 +25,29 @@ def scan_events(schema: EventSchema, settings: IngestConfig) -> pl.LazyFrame:
     return pl.concat([scan_file(file, schema, settings).select(columns) for file in schema.files])
 
 
-def last_event_at(schema: EventSchema, settings: IngestConfig) -> datetime:
-    """The latest valid event. Raises InputMissing if there is none.
+def last_event_at(
+    schema: EventSchema, settings: IngestConfig, *, known: Mapping[str, int | None] = NOTHING_KNOWN
+) -> datetime:
+    """The latest valid event. Files whose latest one is `known`, by key (None: they have none), are not read.
+
+    Raises InputMissing if there is none at all.
 
     No event is valid that is more than a day later than its own file: one absurd timestamp chooses no date.
     """
-    latest = scan_events(schema, settings).filter(pl.col("rule").is_null()).select(pl.col("timestamp_us").max())
-    with naming_read_errors(schema.files):
-        found = latest.collect(engine="streaming").item()
-    if found is None:
+    last_us = [found for found in known.values() if found is not None]
+    unread = tuple(file for file in schema.files if file.key not in known)
+    if unread:
+        valid = scan_events(replace(schema, files=unread), settings).filter(pl.col("rule").is_null())
+        with naming_read_errors(unread):
+            found = valid.select(pl.col("timestamp_us").max()).collect(engine="streaming").item()
+        last_us += [] if found is None else [found]
+    if not last_us:
         raise InputMissing(
             f"none of the {schema.num_rows:,} rows in {len(schema.files)} event files is a valid event, so there is no "
             "date to work for. Nothing was started. Integer timestamps must be seconds since 1970, not milliseconds. "
             "Give a date (AS_OF) to see which rule the rows break."
         )
-    return instant(found)
+    return instant(max(last_us))
 
 
 @contextmanager

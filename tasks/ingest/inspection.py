@@ -4,16 +4,18 @@ A column that is merely not selected hides its drift, so the whole schema is che
 file's for all.
 """
 
+import base64
 import io
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import PlainSerializer, PlainValidator
 
 from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
@@ -45,16 +47,31 @@ WANTED = {
 }
 
 
+def _type_as_text(kind: pl.DataType) -> str:
+    """A process that inspects files tells another; what it read is not to be trusted with more than text."""
+    return base64.b64encode(pl.DataFrame(schema={"": kind}).write_ipc(None).getvalue()).decode()
+
+
+def _type_of_text(text: str | pl.DataType) -> pl.DataType:
+    return pl.read_ipc_schema(io.BytesIO(base64.b64decode(text)))[""] if isinstance(text, str) else text
+
+
+PolarsType = Annotated[pl.DataType, PlainValidator(_type_of_text), PlainSerializer(_type_as_text)]
+
+
 @dataclass(frozen=True)
 class EventFile:
     key: str
     uri: str
     num_rows: int
     modified_at: datetime
-    columns: dict[str, pl.DataType]  # what a night reads -> its type, as Polars has it
+    columns: dict[str, PolarsType]  # what a night reads -> its type
     names: dict[str, str]  # the same -> what the file calls it
     hints: dict[str, ColumnHint] = field(default_factory=dict)  # of its ids: about how many there are
     text_as_bytes: bool = False  # set where text turned out not to be UTF-8: Polars reads no such column
+
+
+NOTHING_KNOWN: Mapping[str, EventFile] = {}
 
 
 @dataclass(frozen=True)
@@ -74,12 +91,25 @@ class EventSchema:
 # ---- what stands in their footers
 
 
-def inspect_files(store: Store, objects: list[StoredObject], settings: IngestConfig) -> EventSchema:
-    """Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events."""
+def inspect_files(
+    store: Store,
+    objects: list[StoredObject],
+    settings: IngestConfig,
+    *,
+    known: Mapping[str, EventFile] = NOTHING_KNOWN,
+) -> EventSchema:
+    """Files that are `known`, by key, are not opened; what they hold is held against the others all the same.
+
+    Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events.
+    """
     required = required_of(settings)
     names = settings.columns.model_dump()
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        files = tuple(threads.map(lambda pinned: inspect_file(store, pinned, required, names=names), objects))
+        files = tuple(
+            threads.map(
+                lambda pinned: known.get(pinned.key) or inspect_file(store, pinned, required, names=names), objects
+            )
+        )
     return EventSchema(
         user_id=id_type_of_all(files, "user_id"),
         item_id=id_type_of_all(files, "item_id"),

@@ -21,7 +21,16 @@ from models.pairs import MICRO, Folding, strengths
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
-from tasks.ingest.days import DigestedUnit, StoredFile, fetch_runs, put_files, read_markers, summed, write_marker
+from tasks.ingest.days import (
+    DigestedUnit,
+    Footer,
+    StoredFile,
+    fetch_runs,
+    put_files,
+    read_markers,
+    summed,
+    write_marker,
+)
 from tasks.ingest.digest import KINDS, ROWS_PER_GROUP, FileCounts, ids_in, read_unit, write_runs
 from tasks.ingest.events import instant, naming_read_errors
 from tasks.ingest.inspection import EventSchema, id_type_of_all
@@ -164,8 +173,7 @@ def _digest_units(
             files={found.key: counted for found, counted in zip(unit.files, counts[unit.name], strict=True)},
             runs=put_files(store, f"days/{unit.folder}", "run", runs[unit.name]),
             quarantine=quarantine[unit.name],
-            id_types={"user_id": str(schema.user_id), "item_id": str(schema.item_id)},
-            last_event_us=None,
+            footers={file.key: Footer(file.columns, file.names, file.hints) for file in schema_of(unit, schema).files},
         )
         write_marker(store, unit, marker)
         markers[unit.name] = marker

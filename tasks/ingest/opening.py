@@ -15,6 +15,7 @@ from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
+from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import naming_read_errors, scan_events
 from tasks.ingest.inspection import EventSchema, inspect_files
 from tasks.ingest.planner import Machine, Sizes, ensure_it_fits, plan_night, sizes_of
@@ -56,7 +57,7 @@ class Opened:
 
 
 def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Clock) -> Opened:
-    """List once, wait if a day is late, and read the footers. No row is read.
+    """List once, wait if a day is late, and read the footers of what no earlier night digested. No row is read.
 
     Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, SchemaDrift.
     """
@@ -68,7 +69,7 @@ def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Cloc
         events = within_window(events, night, settings)
         ensure_any(events, store, settings, night)
     with pinned_while_reading(store, [*events, *tables]):
-        schema = inspect_files(store, events, settings)
+        schema = inspect_files(store, events, settings, known=read_earlier(store, events, settings).files)
         inspect_tables(store, tables, schema)
     known = read_version(store)
     return Opened(
@@ -88,7 +89,8 @@ def plan_run(
     clock: Clock,
     machine: Machine,
 ) -> Run:
-    """The events are read only where neither a date, nor a schedule, nor the days in the keys say which night this is.
+    """Events are read only where neither a date, nor a schedule, nor the days in the keys say which night this is, and
+    of those only what no earlier night digested.
 
     Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, InputTooLarge, SchemaDrift, VolumeAnomaly, and
     what the store's probe raises.

@@ -13,10 +13,12 @@ from tasks.ingest.sources import day_of
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.store import StoredObject
 
-# What decides the bytes of a digested unit. A change there means that every unit is read again.
+# What decides the bytes of a digested unit and of its marker. A change there means that every unit is read again.
 SOURCES = (
     "models/pairs.py",
     "tasks/ingest/digest.py",
+    "tasks/ingest/footers.py",
+    "tasks/ingest/inspection.py",
     "tasks/ingest/rules.py",
     "tasks/ingest/scan.py",
     "tasks/ingest/units.py",
