@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import polars as pl
 from models.graph import Csr, interactions_by_user, load_csr, normalised_adjacency, save_arrays
 from models.losses import temperature_of
 from models.train import Spec
-from tasks.config import TrainConfig
-from tasks.graph.edges import write_graph
-from tasks.graph.ids import number_ids
-from tasks.graph.split import first_instant, split_by_time
+from tasks.config import GraphConfig, TrainConfig
+from tasks.graph.pairs import write_pairs
+from tasks.graph.task import graph_of
+from tasks.run import read_ids
 from tasks.train.fitting import SUPERVISION, WHERE
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -139,12 +140,11 @@ def write_movielens(ratings: Path | pl.DataFrame, split: str, folder: Path) -> t
     ).sort("user_id", "item_id")
     time = pl.col("timestamp_us")  # these sets have one rating a pair
     seen = seen.with_columns(first_seen_us=time, first_liked_us=pl.when("liked").then(time))
-    pairs, user_ids, item_ids = number_ids(seen)
-    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
-    write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
-    for kind, ids in (("user", user_ids), ("item", item_ids)):
+    pairs_folder = write_pairs(seen, folder.with_name(f"{folder.name}-pairs"))
+    graph = graph_of(pairs_folder, folder, GraphConfig(split=split, validation_share=0.1, test_share=0.1))
+    shutil.rmtree(pairs_folder)
+    for kind, ids in zip(("user", "item"), read_ids(folder), strict=True):
         np.save(folder / f"{kind}_registry_rows.npy", ids.to_numpy())
-    if split == "global_time":
-        cut = [first_instant(parted, part, split) for part in ("validation", "test")]
-        np.save(folder / "cut.npy", np.array(cut, dtype=np.int64))
-    return folder, len(user_ids), len(item_ids)
+    if graph.validation_from_us is not None:
+        np.save(folder / "cut.npy", np.array([graph.validation_from_us, graph.test_from_us], dtype=np.int64))
+    return folder, graph.num_users, graph.num_items

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import merge_results, write_movielens
-from models.graph import load_csr
+from models.graph import load_csr, load_likes
 from models.metrics import hits, recall
 from models.recency import LIKES_OF_A_HALF_LIFE, Likes, popular_of_everybody
 from models.topk import top_k
@@ -29,10 +29,9 @@ def name_of(half_life: float | None) -> str:
 def measure(ratings: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Half-life -> recall of all validation users, and of those without a history."""
     folder, _, num_items = write_movielens(ratings, "global_time", folder)
-    liked, target = load_csr(folder, "liked_train"), load_csr(folder, "liked_validation")
+    (liked, moments), target = load_likes(folder, "train"), load_csr(folder, "liked_validation")
     users = np.flatnonzero(target.counts() > 0)
     is_new = liked.counts()[users] == 0
-    moments = np.load(folder / "liked_train_at.npy")
     found = {}
     for half_life in HALF_LIVES:
         popular = popular_of_everybody(Likes(liked, moments, half_life), num_items)

@@ -84,7 +84,7 @@ def made_up_night(folder: Path, num_people: int, num_items: int) -> tuple[Graph,
         "fold_length": torch.ones(1),
     }
     save_file(served, folder / "served.safetensors")
-    graph = Graph(str(folder), "made up", "", num_people, num_items, len(pair_E), *([0] * 6))
+    graph = Graph(str(folder), "made up", "", num_people, num_items, len(pair_E), 0, 0, 0, 0, 0, 0)
     path = str(folder / "served.safetensors")
     return graph, Fitted(str(folder), path, path, "made up", 0, 0.0, 0.0, 0.0, 1, 1, "cpu", "", 0.0, 0, "", 0)
 

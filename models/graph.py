@@ -3,6 +3,7 @@
 Arrays are stored as .npy and opened memory-mapped, so that all ranks of a machine share one page cache.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from models.arrays import let_go, open_array
+
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
+
+LIKES_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,80 @@ def normalised_adjacency(liked: Csr, num_items: int) -> Adjacency:
 
     Raises OverflowError where 2E does not fit int32 (more than 1.07 billion likes).
     """
-    num_users, num_edges = liked.num_rows, len(liked.indices)
+    indptr, pieces = adjacency_pieces(liked, num_items)
+    indices, values = zip(*pieces, strict=True) if len(liked.indices) else ((), ())
+    none = np.empty(0, np.int32)
+    return Adjacency(indptr, np.concatenate([none, *indices]), np.concatenate([none.astype(np.float32), *values]))
+
+
+def adjacency_pieces(
+    liked: Csr, num_items: int, likes_at_once: int = LIKES_AT_ONCE
+) -> tuple[Int32, Iterator[tuple[Int32, Float32]]]:
+    """Its row pointers, and piece by piece its indices and values: first the users' rows, then the items'.
+
+    Memory: 8 bytes a node, and about 60 for each like at once; the items' rows of so many likes are gathered in one
+    pass over all likes. Raises OverflowError as normalised_adjacency.
+    """
+    num_edges = len(liked.indices)
     if 2 * num_edges > np.iinfo(np.int32).max:
         raise OverflowError(
             f"{num_edges:,} likes make {2 * num_edges:,} entries, int32 row pointers hold 2,147,483,647"
         )
-    user_degree, item_degree = liked.counts(), np.bincount(liked.indices, minlength=num_items)
-    root_U, root_I = np.sqrt(np.maximum(user_degree, 1.0)), np.sqrt(np.maximum(item_degree, 1.0))
-    weight_E = (1.0 / (np.repeat(root_U, user_degree) * root_I[liked.indices])).astype(np.float32)
-    by_user = sp.csr_matrix((weight_E, liked.indices, liked.indptr), shape=(num_users, num_items))
-    by_item = by_user.tocsc()  # a counting sort: users stay ascending within an item
-    indptr = np.concatenate([liked.indptr, num_edges + by_item.indptr[1:]]).astype(np.int32)
-    indices = np.concatenate([liked.indices + np.int32(num_users), by_item.indices]).astype(np.int32, copy=False)
-    return Adjacency(indptr, indices, np.concatenate([weight_E, by_item.data]))
+    degree_I = np.zeros(num_items, np.int64)
+    for entries in _slices(num_edges, likes_at_once):
+        degree_I += np.bincount(liked.indices[entries], minlength=num_items)
+    indptr_I = np.append(0, np.cumsum(degree_I))
+    root_U, root_I = (np.sqrt(np.maximum(degree, 1.0)) for degree in (liked.counts(), degree_I))
+
+    def pieces() -> Iterator[tuple[Int32, Float32]]:
+        for users, likes in by_users(liked, likes_at_once):
+            weight = 1.0 / (np.repeat(root_U[users], np.diff(likes.indptr)) * root_I[likes.indices])
+            yield likes.indices + np.int32(liked.num_rows), weight.astype(np.float32)
+        for items in _ranges(indptr_I, 4 * likes_at_once):
+            user_e = _users_of(items, liked, indptr_I, likes_at_once)
+            weight = 1.0 / (root_U[user_e] * np.repeat(root_I[items], degree_I[items]))
+            yield user_e, weight.astype(np.float32)
+
+    return np.concatenate([liked.indptr, num_edges + indptr_I[1:]]).astype(np.int32), pieces()
+
+
+def _users_of(items: slice, liked: Csr, indptr_I: npt.NDArray[np.int64], likes_at_once: int) -> Int32:
+    """Who likes these neighbouring items, item after item, ascending within an item: a counting sort."""
+    next_I = indptr_I[items].copy() - indptr_I[items.start]
+    user_e = np.empty(int(indptr_I[items.stop] - indptr_I[items.start]), np.int32)
+    for users, likes in by_users(liked, likes_at_once):
+        ones = np.broadcast_to(np.int8(1), len(likes.indices))
+        block = sp.csr_matrix((ones, likes.indices, likes.indptr), shape=(likes.num_rows, len(indptr_I) - 1))
+        by_item = block.tocsc()
+        starts, ends = by_item.indptr[items.start : items.stop], by_item.indptr[items.start + 1 : items.stop + 1]
+        counts = ends - starts
+        own = by_item.indices[starts[0] : ends[-1]]
+        user_e[np.repeat(next_I - (starts - starts[0]), counts) + np.arange(len(own))] = own + np.int32(users.start)
+        next_I += counts
+    return user_e
+
+
+def by_users(liked: Csr, likes_at_once: int = LIKES_AT_ONCE) -> Iterator[tuple[slice, Csr]]:
+    """Neighbouring users, and their rows: so many likes together, or one user's."""
+    for users in _ranges(liked.indptr, likes_at_once):
+        entries = slice(int(liked.indptr[users.start]), int(liked.indptr[users.stop]))
+        indptr = liked.indptr[users.start : users.stop + 1] - liked.indptr[users.start]
+        yield users, Csr(indptr, np.array(liked.indices[entries]))
+        let_go(liked.indices)
+
+
+def _ranges(indptr: npt.NDArray[np.int64], at_once: int) -> Iterator[slice]:
+    """Neighbouring rows that have so many entries together at most, but one row at least."""
+    start, num_rows = 0, len(indptr) - 1
+    while start < num_rows:
+        stop = int(np.searchsorted(indptr, indptr[start] + at_once, side="right")) - 1
+        stop = min(max(stop, start + 1), num_rows)
+        yield slice(start, stop)
+        start = stop
+
+
+def _slices(count: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, count, at_once))
 
 
 def save_arrays(folder: str | Path, name: str, arrays: Csr | Adjacency) -> None:
@@ -89,14 +155,18 @@ def save_arrays(folder: str | Path, name: str, arrays: Csr | Adjacency) -> None:
 
 
 def load_csr(folder: str | Path, name: str) -> Csr:
-    return Csr(*(_open(folder, name, field) for field in ("indptr", "indices")))
+    return Csr(*(open_array(Path(folder) / f"{name}.{field}.npy") for field in ("indptr", "indices")))
 
 
 def load_adjacency(folder: str | Path, name: str) -> Adjacency:
-    return Adjacency(*(_open(folder, name, field) for field in ("indptr", "indices", "values")))
+    return Adjacency(*(open_array(Path(folder) / f"{name}.{field}.npy") for field in ("indptr", "indices", "values")))
 
 
-def _open(folder: str | Path, name: str, field: str) -> np.ndarray:
-    path = Path(folder) / f"{name}.{field}.npy"
-    # An empty array cannot be mapped; it costs nothing to read.
-    return np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)
+def load_likes(folder: str | Path, fit: str) -> tuple[Csr, npt.NDArray[np.int64]]:
+    """Every like of `train` or `all`, and its moment (E,) in microseconds: what popular lists and rivals count.
+
+    liked_<fit> is what the fit learns from, which may be less (tasks/graph/core.py).
+    """
+    name = f"popular_{fit}" if (Path(folder) / f"popular_{fit}.indptr.npy").exists() else f"liked_{fit}"
+    at = "liked_at" if fit == "all" else f"liked_{fit}_at"
+    return load_csr(folder, name), open_array(Path(folder) / f"{at}.npy")

@@ -193,6 +193,24 @@ class GraphConfig(_Settings):
         0.1, ge=0.01, le=0.4, description="Share of the likes that choose the number of epochs."
     )
     test_share: float = Field(0.1, ge=0.01, le=0.4, description="Share of the likes that judge the fit, read once.")
+    user_core: int = Field(
+        1,
+        ge=1,
+        le=1_000,
+        description="Least likes of a user in the graph. Who has fewer gets a list by fold-in, from their events.",
+    )
+    item_core: int = Field(
+        1,
+        ge=1,
+        le=1_000,
+        description="Least likes of an item in the graph. Others are recommended by the popular list alone.",
+    )
+    likes_per_user_at_most: int = Field(
+        5_000,
+        ge=10,
+        le=10_000_000,
+        description="A user's latest likes in the graph; what is older stays seen and popular.",
+    )
 
 
 class TrainConfig(_Settings):

@@ -126,6 +126,12 @@ class Graph:
     # The first instant of each part of a split at one moment for everybody; none where each user has their own.
     validation_from_us: int | None = None
     test_from_us: int | None = None
+    # With a like in validation or test and none in train.
+    cold_users: int = 0
+    cold_items: int = 0
+    # Fit (train, all) -> what settings keep out of its graph: users, items, likes, over_cap, capped_users
+    # (tasks/graph/core.LeftOut).
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Worlds whose answer is known, for every room: who likes what is decided here, so a test knows what must come out."""
 
+import zlib
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,18 +10,17 @@ import polars as pl
 import torch
 
 from models.distributed import Ranks
-from models.graph import load_csr
 from models.train import Spec, fit
 from models.validation import Validation
-from tasks.config import IngestConfig
+from tasks.config import GraphConfig, IngestConfig
 from tasks.contracts import Fitted, Graph, Interactions
-from tasks.graph.edges import write_graph
-from tasks.graph.ids import number_ids, save_ids
-from tasks.graph.split import first_instant, split_by_time
+from tasks.graph.pairs import write_pairs
+from tasks.graph.split import Parts, part_pairs, plan_split
+from tasks.graph.task import graph_of
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
 from tasks.ingest.sources import pin_inputs
-from tasks.run import file_sha256, fingerprint_of
+from tasks.run import file_sha256, fingerprint_of, read_ids
 from tasks.store import Store
 
 NUM_USERS, NUM_ITEMS, LIKES = 40, 60, 12
@@ -106,30 +106,38 @@ def build_graph_of(
     split: str = "global_time",
     validation_share: float = 0.1,
     test_share: float = 0.1,
+    **limits: int,
 ) -> Graph:
     """The graph room's own path from pairs to arrays, without Prefect around it."""
     folder.mkdir(parents=True, exist_ok=True)
-    pairs, user_ids, item_ids = number_ids(seen)
-    parted = split_by_time(pairs, split=split, validation_share=validation_share, test_share=test_share)
-    save_ids(folder, user_ids, item_ids)
-    fingerprint = write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
-    likes = {part: load_csr(folder, f"liked_{part}").counts() for part in ("train", "validation", "test", "all")}
-    return Graph(
-        folder=str(folder),
-        fingerprint=fingerprint,
-        split=split,
-        num_users=len(user_ids),
-        num_items=len(item_ids),
-        num_likes=int(likes["all"].sum()),
-        num_train=int(likes["train"].sum()),
-        num_validation=int(likes["validation"].sum()),
-        num_test=int(likes["test"].sum()),
-        num_validation_users=int((likes["validation"] > 0).sum()),
-        num_test_users=int((likes["test"] > 0).sum()),
-        num_test_users_with_history=int(((likes["test"] > 0) & (likes["train"] > 0)).sum()),
-        validation_from_us=first_instant(parted, "validation", split),
-        test_from_us=first_instant(parted, "test", split),
+    settings = GraphConfig(split=split, validation_share=validation_share, test_share=test_share, **limits)  # type: ignore[arg-type]
+    graph = graph_of(write_pairs(seen, folder.with_name(f"{folder.name}-pairs")), folder, settings)
+    for kind, ids in zip(("user", "item"), read_ids(folder), strict=True):
+        np.save(folder / f"{kind}_registry_rows.npy", [row_in_a_registry(one) for one in ids])
+    return graph
+
+
+def split_by_time(pairs: pl.DataFrame, *, split: str, validation_share: float, test_share: float) -> pl.DataFrame:
+    """The graph room's own way to part pairs, with all of them in one block."""
+    times = pairs.filter("liked")["first_liked_us"].to_numpy()
+    plan = plan_split(
+        lambda: iter([times]), len(times), kind=split, validation_share=validation_share, test_share=test_share
     )
+    parts = Parts(plan)
+    parted = parts.add(part_pairs(pairs, plan))
+    parts.finish()
+    return parted
+
+
+def numbered(seen: pl.DataFrame) -> pl.DataFrame:
+    """The pairs with rows in the order of ids in place of the ids."""
+    rows = {f"{name}_index": pl.col(f"{name}_id").rank("dense").cast(pl.Int32) - 1 for name in ("user", "item")}
+    return seen.with_columns(**rows).drop("user_id", "item_id")
+
+
+def row_in_a_registry(one: object) -> int:
+    """Of an id, the same in every graph, and in another order than the ids."""
+    return zlib.crc32(str(one).encode()) >> 1
 
 
 def spec_for(graph: Graph, output_folder: Path, **changes: object) -> Spec:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.graph import Csr, load_csr
+from models.graph import Csr, load_csr, load_likes
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
 from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from tasks.config import EvaluateConfig
@@ -37,7 +37,7 @@ def evaluate_fit(
 
     half_life_days as the lists have it (models/recency.py). segment_U: each user's segment, -1: none; for the tiers.
     """
-    liked = load_csr(graph.folder, "liked_train")
+    liked, _ = load_likes(graph.folder, "train")
     tables = load_file(fitted.judged_path)
     fill = for_everybody(popularity(liked, graph.num_items), graph.num_users)
     scorers = dict(_scorers(graph, tables, liked, settings, block_bytes))
@@ -82,8 +82,9 @@ def evaluate_fit(
 def _scorers(
     graph: Graph, tables: dict[str, Tensor], liked: Csr, settings: EvaluateConfig, block_bytes: int
 ) -> Iterator[tuple[str, Scorer]]:
-    popularity_I = popularity(liked, graph.num_items)
-    yield MODEL, InnerProduct(tables["user_UD"], tables["item_ID"], rows_where(liked.counts() > 0), popularity_I > 0)
+    learned = load_csr(graph.folder, "liked_train")  # what the graph has; rivals learn from every like before the cut
+    is_known_I = popularity(learned, graph.num_items) > 0
+    yield MODEL, InnerProduct(tables["user_UD"], tables["item_ID"], rows_where(learned.counts() > 0), is_known_I)
     yield "popularity", popularity_scorer(liked, graph.num_items)
     yield (
         "item_knn",

@@ -15,14 +15,13 @@ popular  everybody who had met nothing
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from models.fold_in import fold_in
-from models.graph import Csr, load_csr
+from models.graph import Csr, load_csr, load_likes
 from models.recency import Likes, popular_in_groups, popular_of_everybody
 from models.rivals import popularity
 from models.scorers import InnerProduct, Scorer
@@ -52,8 +51,7 @@ def score_tiers(
     liked, met = load_csr(graph.folder, "liked_train"), load_csr(graph.folder, "seen_before_validation")
     target = load_csr(graph.folder, "liked_validation")
     users = np.flatnonzero(target.counts() > 0)
-    liked_at_E = np.load(Path(graph.folder) / "liked_train_at.npy", mmap_mode="r")
-    likes = Likes(liked, liked_at_E, half_life_days)
+    likes = Likes(*load_likes(graph.folder, "train"), half_life_days)
     popular = popular_of_everybody(likes, graph.num_items).scores
 
     def measured(scorer: Scorer, people: np.ndarray) -> PerUser:

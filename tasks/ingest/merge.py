@@ -7,24 +7,23 @@ as memory allows, and within a range many small groups of users are folded at on
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
+from models.arrays import GrowingArrays
 from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
 
 # An event of the range that is in memory: decoded, as columns, and the pair that it may become.
 BYTES_AN_EVENT = 64
 NOBODY = np.empty(0, np.int64)
 SAMPLED = 256  # each so-manieth event says where the users are
-COLUMNS = {
+COLUMNS: dict[str, type[np.generic]] = {
     "user_rows": np.int32,
     "item_row": np.int32,
     "timestamp_us": np.int64,
@@ -96,7 +95,7 @@ def merge_runs(
     events_at_most = (memory_mib << 20) // BYTES_AN_EVENT
     num_threads = len(os.sched_getaffinity(0))
     counts_U = []
-    with _Arrays(folder) as arrays, ThreadPoolExecutor(num_threads) as threads:
+    with GrowingArrays(folder, COLUMNS) as arrays, ThreadPoolExecutor(num_threads) as threads:
         for low, high in _ranges(indexes, events_at_most):
             parts = [part for index in indexes if (part := index.read(low, high)) is not None]
             parts = [part for part in (merged.without(part, forgotten) for part in parts) if len(part)]
@@ -190,41 +189,3 @@ def _groups(parts: list[Events]) -> Iterator[list[slice]]:
     edges = [[0, *np.searchsorted(part.user_N, cuts).tolist(), len(part)] for part in parts]
     for group in range(len(cuts) + 1):
         yield [slice(of_part[group], of_part[group + 1]) for of_part in edges]
-
-
-# ---- writing arrays whose length is known at the end
-
-
-class _Arrays:
-    """One .npy a column, appended to."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._open = folder, ExitStack()
-        self._streams: dict[str, BinaryIO] = {}
-        self._rows = dict.fromkeys(COLUMNS, 0)
-
-    def append(self, name: str, values: np.ndarray) -> None:
-        self._rows[name] += len(values)
-        self._streams[name].write(np.ascontiguousarray(values).data)
-
-    def __enter__(self) -> "_Arrays":
-        for name in COLUMNS:
-            self._streams[name] = self._open.enter_context(open(self._folder / f"{name}.npy", "wb"))
-        self._write_headers()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._open:
-            if kind is None:
-                self._write_headers()
-
-    def _write_headers(self) -> None:
-        """numpy leaves room in them for a larger length, so that they can be written again."""
-        for name, stream in self._streams.items():
-            stream.seek(0)
-            described = {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(COLUMNS[name])),
-                "fortran_order": False,
-                "shape": (self._rows[name],),
-            }
-            np.lib.format.write_array_header_1_0(stream, described)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from models.fold_in import fold_in, rows_to_fold_in
-from models.graph import load_csr
+from models.graph import load_csr, load_likes
 from models.reasons import histories_of, reasons
 from models.recency import Likes, popular_in_groups, popular_of_everybody
 from models.scorers import InnerProduct, Scorer
@@ -108,8 +108,8 @@ class Everybody:
             self.products[FOLD_IN] = InnerProduct(folded.user_RD, served["item_ID"], row_P, is_liked_I)
             self.histories[FOLD_IN] = folded.histories
 
-        liked_at_E = np.load(Path(folder) / "liked_at.npy", mmap_mode="r")
-        likes = Likes(self.people.spread(liked), liked_at_E, settings.popular_half_life_days)
+        every_like, liked_at_E = load_likes(folder, "all")
+        likes = Likes(self.people.spread(every_like), liked_at_E, settings.popular_half_life_days)
         self.popular = {POPULAR: popular_of_everybody(likes, sources.num_items)}
         if self.people.segments:
             num_groups = len(self.people.segments)

@@ -99,7 +99,7 @@ def plan_memory(sources: Sources, settings: RecommendConfig, *, threads: int) ->
         + WRITER_BYTES
         + Path(sources.served_path).stat().st_size
         + _bytes_of_copies(sources)
-        + sum(_bytes_of_arrays(graph, name) for name in ("liked_all", "liked_at", "seen_all"))
+        + sum(_bytes_of_arrays(graph, name) for name in ("liked_all", "popular_all", "liked_at", "seen_all"))
         + COPIES_OF_IDS * sources.num_people * user_ids.bytes_each
         + COPIES_OF_IDS * sources.num_items * item_ids.bytes_each
         + PERSON_BYTES * sources.num_people

@@ -4,7 +4,6 @@ Both or neither. The served fit takes the number of epochs that the judged one f
 starts elsewhere.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tasks.contracts import Graph, OutputFile, Run
-from tasks.run import file_sha256, read_ids
+from tasks.run import file_sha256
 from tasks.store import open_store
 from tasks.warm import FITS, Recipe, Rows, fetch_source, recipe_of, save_warm
 
@@ -84,16 +83,7 @@ def recipe_of_night(run: Run, graph: Graph) -> Recipe | None:
 def registry_rows(graph: Graph) -> dict[str, Rows]:
     """The registry's row of each of the graph's."""
     folder = Path(graph.folder)
-    if (folder / "user_registry_rows.npy").exists():
-        return {kind: np.load(folder / f"{kind}_registry_rows.npy").astype(np.int64) for kind in ("user", "item")}
-    # Until there is a registry: a name for each id that does not change from night to night.
-    return {
-        kind: np.array(
-            [int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=7).digest(), "little") for i in ids],
-            dtype=np.int64,
-        )
-        for kind, ids in zip(("user", "item"), read_ids(folder), strict=True)
-    }
+    return {kind: np.load(folder / f"{kind}_registry_rows.npy").astype(np.int64) for kind in ("user", "item")}
 
 
 def _align(fetched: Path, graph: Graph, aligned: Path) -> int:

@@ -20,9 +20,6 @@ from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
 from tasks.evaluate.task import evaluate, warn_of_tiers
 from tasks.evaluate.tiers import _shortened
-from tasks.graph.edges import write_graph
-from tasks.graph.ids import number_ids
-from tasks.graph.split import split_by_time
 from tasks.report.markdown import tiers_in_words
 from tasks.run import read_ids
 from tests.worlds import build_graph_of, fit_here, met_once, two_taste_world
@@ -177,11 +174,8 @@ def test_popular_is_measured_as_it_is_served(old_and_new: tuple[Graph, Fitted]) 
 def test_what_is_liked_after_the_cut_does_not_make_popular(tmp_path: Path, old_and_new: tuple[Graph, Fitted]) -> None:
     """a is liked again by everybody while others are judged: the popular list of before knows nothing of it."""
     graph, fitted = old_and_new
-    pairs, user_ids, item_ids = number_ids(pairs_again(graph, "a", 202 * DAY_US))
-    parted = split_by_time(pairs, split="global_time", validation_share=0.1, test_share=0.1)
     folder = tmp_path / "again"
-    folder.mkdir()
-    write_graph(parted, folder, num_users=len(user_ids), num_items=len(item_ids))
+    build_graph_of(pairs_again(graph, "a", 202 * DAY_US), folder)
     assert np.load(folder / "liked_at.npy").max() == 202 * DAY_US
     assert tiers_of(replace(graph, folder=str(folder)), fitted, half_life_days=7.0) == tiers_of(
         graph, fitted, half_life_days=7.0

@@ -7,50 +7,57 @@ import polars as pl
 import pytest
 
 from models.graph import load_adjacency, load_csr
-from tasks.graph.ids import number_ids, save_ids
-from tasks.graph.split import split_by_time
+from tasks.graph.pairs import open_pairs, save_ids, write_pairs
 from tasks.run import read_ids
-from tests.worlds import build_graph_of, two_taste_world
+from tests.worlds import build_graph_of, met_once, numbered, split_by_time, two_taste_world
 
 
 def pairs_of(users: list[object], items: list[object]) -> pl.DataFrame:
     count = len(users)
-    return pl.DataFrame(
-        {"user_id": users, "item_id": items, "timestamp_us": list(range(count)), "liked": [True] * count},
-        schema_overrides={"timestamp_us": pl.Int64},
+    return met_once(
+        pl.DataFrame(
+            {"user_id": users, "item_id": items, "timestamp_us": list(range(count)), "liked": [True] * count},
+            schema_overrides={"timestamp_us": pl.Int64},
+        )
     )
 
 
-def test_rows_are_numbered_in_the_order_of_ids_and_keep_the_order_of_pairs() -> None:
-    pairs, user_ids, item_ids = number_ids(pairs_of([30, 10, 20, 10], [7, 9, 7, 7]))
-    assert user_ids.to_list() == [10, 20, 30]
-    assert item_ids.to_list() == [7, 9]
-    assert pairs["user_index"].to_list() == [2, 0, 1, 0]
-    assert pairs["item_index"].to_list() == [0, 1, 0, 0]
-    assert pairs["timestamp_us"].to_list() == [0, 1, 2, 3]
-    assert pairs.schema["user_index"] == pairs.schema["item_index"] == pl.Int32
+def rows_in(folder: Path) -> list[tuple[int, int, int]]:
+    """Every pair as the graph room reads it: user row, item row, time."""
+    blocks = [block for _, block in open_pairs(folder).blocks()]
+    return pl.concat(blocks).select("user_index", "item_index", "timestamp_us").rows()
 
 
-def test_known_users_keep_their_order_when_new_users_arrive() -> None:
-    _, before, _ = number_ids(pairs_of(["ann", "cy", "eve"], ["x"] * 3))
-    _, after, _ = number_ids(pairs_of(["eve", "bob", "ann", "dan", "cy", "zoe"], ["x"] * 6))
-    assert [user for user in after if user in set(before)] == before.to_list()
+def test_rows_are_numbered_in_the_order_of_ids(tmp_path: Path) -> None:
+    folder = write_pairs(pairs_of([30, 10, 20, 10], [7, 9, 7, 7]), tmp_path)
+    pairs = open_pairs(folder)
+    assert pairs.user_ids.to_list() == [10, 20, 30]
+    assert pairs.item_ids.to_list() == [7, 9]
+    assert rows_in(folder) == [(0, 0, 3), (0, 1, 1), (1, 0, 2), (2, 0, 0)]
 
 
-def test_strings_sort_by_bytes_whatever_the_language() -> None:
+def test_known_users_keep_their_order_when_new_users_arrive(tmp_path: Path) -> None:
+    before = open_pairs(write_pairs(pairs_of(["ann", "cy", "eve"], ["x"] * 3), tmp_path / "a")).user_ids.to_list()
+    six = pairs_of(["eve", "bob", "ann", "dan", "cy", "zoe"], ["x"] * 6)
+    after = open_pairs(write_pairs(six, tmp_path / "b")).user_ids
+    assert [user for user in after if user in set(before)] == before
+
+
+def test_strings_sort_by_bytes_whatever_the_language(tmp_path: Path) -> None:
     ids = ["b", "B", "é", "e", "z", "日本", "", "a b", "a", "ß", "😀", "e\u0301", "10", "9"]
-    _, user_ids, _ = number_ids(pairs_of(list(ids), ["x"] * len(ids)))
-    assert user_ids.to_list() == sorted(ids, key=lambda text: text.encode())
+    pairs = open_pairs(write_pairs(pairs_of(list(ids), ["x"] * len(ids)), tmp_path))
+    assert pairs.user_ids.to_list() == sorted(ids, key=lambda text: text.encode())
 
 
 @pytest.mark.parametrize("ids", [[-(2**63), -1, 0, 2**63 - 1], ["", "a\nb", "日本", "😀"]])
 def test_ids_come_back_as_they_came(ids: list[object], tmp_path: Path) -> None:
-    pairs, user_ids, item_ids = number_ids(pairs_of(ids, list(reversed(ids))))
-    save_ids(tmp_path, user_ids, item_ids)
+    seen = pairs_of(ids, list(reversed(ids)))
+    pairs = open_pairs(write_pairs(seen, tmp_path))
+    save_ids(tmp_path, pairs)
     users, items = read_ids(tmp_path)
-    assert users.to_list() == items.to_list() == user_ids.to_list()
-    assert users.dtype == user_ids.dtype
-    assert [users[row] for row in pairs["user_index"]] == ids
+    assert users.dtype == seen["user_id"].dtype
+    by_time = sorted((when, users[user], items[item]) for user, item, when in rows_in(tmp_path))
+    assert [found[1:] for found in by_time] == list(zip(ids, reversed(ids), strict=True))
 
 
 @pytest.mark.parametrize("split", ["global_time", "per_user_time"])
@@ -86,8 +93,7 @@ def test_the_arrays_say_who_liked_what_when(split: str, tmp_path: Path) -> None:
     """Read back by hand, array by array, against the split pairs."""
     seen = two_taste_world().seen
     build_graph_of(seen, tmp_path, split=split)
-    pairs, _, _ = number_ids(seen)
-    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    parted = split_by_time(numbered(seen), split=split, validation_share=0.1, test_share=0.1)
     conditions = {f"liked_{part}": pl.col("part") == part for part in ("train", "validation", "test")}
     conditions |= {name: pl.col(name) for name in ("seen_before_validation", "seen_before_test")}
     for name, condition in conditions.items():
@@ -108,8 +114,7 @@ def test_the_moments_of_train_likes_know_nothing_of_after_the_cut(split: str, tm
     assert np.load(tmp_path / "again" / "liked_at.npy").min() >= ten_years_us
     moments = np.load(tmp_path / "again" / "liked_train_at.npy")
     np.testing.assert_array_equal(moments, np.load(tmp_path / "once" / "liked_train_at.npy"))
-    pairs, _, _ = number_ids(again)
-    parted = split_by_time(pairs, split=split, validation_share=0.1, test_share=0.1)
+    parted = split_by_time(numbered(again), split=split, validation_share=0.1, test_share=0.1)
     in_train = parted.filter(pl.col("part") == "train").sort("user_index", "item_index")
     assert moments.tolist() == in_train["first_liked_us"].to_list(), "in the order of liked_train"
     if split == "global_time":

@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import GraphTooSmall, LeakDetected
-from tasks.graph.split import _refuse_a_leak, split_by_time
-from tests.worlds import two_taste_world
+from tasks.graph.split import Parts, Split
+from tests.worlds import numbered, split_by_time, two_taste_world
 
 SPLITS = ("global_time", "per_user_time")
 PARTS = ("train", "validation", "test")
@@ -221,15 +221,14 @@ def test_nobody_with_three_likes_is_a_graph_too_small_for_the_split_by_user() ->
 @pytest.mark.parametrize("trained_on_late", ["train", "validation"])
 def test_a_leak_is_refused(split: str, trained_on_late: str) -> None:
     """Planted: the very last like of each user is moved into a part that comes before."""
-    world = two_taste_world()
-    frame = world.seen.with_columns(
-        pl.col("user_id").rank("dense").cast(pl.Int32).alias("user_index"),
-        pl.col("item_id").rank("dense").cast(pl.Int32).alias("item_index"),
-    )
-    parted = split_by_time(frame, split=split, validation_share=0.1, test_share=0.2)
-    _refuse_a_leak(parted, split)
+    parted = split_by_time(numbered(two_taste_world().seen), split=split, validation_share=0.1, test_share=0.2)
     time = pl.col("first_liked_us")
     last = time == time.filter(pl.col("part") == "test").max().over("user_index")
     leaking = parted.with_columns(part=pl.when(last).then(pl.lit(trained_on_late)).otherwise(pl.col("part")))
-    with pytest.raises(LeakDetected, match="fault in the split, not in your data; nothing was published"):
-        _refuse_a_leak(leaking, split)
+    refused = pytest.raises(LeakDetected, match="fault in the split, not in your data; nothing was published")
+    for blocks in ([leaking], list(leaking.partition_by("user_index", maintain_order=True))):
+        parts = Parts(Split(split, 0.1, 0.2))
+        with refused:
+            for block in blocks:
+                parts.add(block)
+            parts.finish()
