@@ -54,8 +54,21 @@ def _rows(night: Night) -> str:
     ]
     table = "\n".join(f"| {name} | {count:,} |" for name, count in lines)
     return (
-        f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items."
+        f"## Rows\n\n| | rows |\n|---|---:|\n{table}\n\n{graph.num_users:,} users, {graph.num_items:,} items. "
+        f"Cold, with likes to find and none to learn from: {graph.cold_users:,} users, {graph.cold_items:,} items."
+        + _left_out(night)
         + _tables(night)
+    )
+
+
+def _left_out(night: Night) -> str:
+    served = night.graph.left_out.get("all", {})
+    if not served.get("likes"):
+        return ""
+    return (
+        f" Kept out of the served graph: {served['likes']:,} likes, {served['over_cap']:,} of them beyond the latest "
+        f"{night.config.graph.likes_per_user_at_most:,} of {served['capped_users']:,} users, and all of "
+        f"{served['users']:,} users and {served['items']:,} items below the core; they stay seen and popular."
     )
 
 

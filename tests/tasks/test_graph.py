@@ -1,13 +1,22 @@
 """From what the business calls things to rows, and from pairs to arrays."""
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.graph import load_adjacency, load_csr
+from tasks.config import GraphConfig
+from tasks.contracts import Graph
+from tasks.errors import InputTooLarge
+from tasks.graph.edges import write_adjacencies
 from tasks.graph.pairs import open_pairs, save_ids, write_pairs
+from tasks.graph.selection import smallest
+from tasks.graph.task import graph_of
 from tasks.run import read_ids
 from tests.worlds import build_graph_of, met_once, numbered, split_by_time, two_taste_world
 
@@ -119,3 +128,95 @@ def test_the_moments_of_train_likes_know_nothing_of_after_the_cut(split: str, tm
     assert moments.tolist() == in_train["first_liked_us"].to_list(), "in the order of liked_train"
     if split == "global_time":
         assert moments.max() < parted.filter(pl.col("part") == "validation")["first_liked_us"].min()
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_how_many_users_are_read_at_once_changes_no_byte(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = two_taste_world().seen
+    whole = build_graph_of(seen, tmp_path / "whole", split=split)
+    for at_once in (1, 37):
+        monkeypatch.setattr("tasks.graph.pairs.Pairs.blocks.__defaults__", (at_once,))
+        monkeypatch.setattr("models.graph.adjacency_pieces.__defaults__", (at_once,))
+        monkeypatch.setattr("models.graph.by_users.__defaults__", (at_once,))
+        monkeypatch.setattr("tasks.graph.selection.FEW", 2)
+        parts = build_graph_of(seen, tmp_path / f"by-{at_once}", split=split)
+        assert bytes_of(parts) == bytes_of(whole)
+        assert parts.fingerprint == whole.fingerprint
+
+
+def bytes_of(graph: Graph) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(graph.folder).iterdir())}
+
+
+@pytest.mark.parametrize("split", ["global_time", "per_user_time"])
+def test_the_history_of_the_registry_changes_no_graph(split: str, tmp_path: Path) -> None:
+    """The same pairs under other rows of the registry: some nights' ids came in another order, many people left."""
+    folder = write_pairs(two_taste_world().seen, tmp_path / "pairs")
+    first = graph_of(folder, made(tmp_path / "first"), GraphConfig(split=split))  # type: ignore[arg-type]
+    rng = np.random.default_rng(5)
+    pairs = open_pairs(folder)
+    rows = {"user": rng.permutation(10_000)[: pairs.num_users], "item": rng.permutation(900)[: pairs.num_items]}
+    number_anew(folder, rows)
+    second = graph_of(folder, made(tmp_path / "second"), GraphConfig(split=split))  # type: ignore[arg-type]
+    assert second.fingerprint == first.fingerprint
+    for kind, of_registry in rows.items():
+        np.testing.assert_array_equal(np.load(tmp_path / "second" / f"{kind}_registry_rows.npy"), of_registry)
+    names = {name: content for name, content in bytes_of(first).items() if "registry" not in name}
+    assert {name: content for name, content in bytes_of(second).items() if "registry" not in name} == names
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def number_anew(folder: Path, rows: dict[str, np.ndarray]) -> None:
+    """contracts.Interactions once more, by other rows of the registry."""
+    frame = pl.concat([block for _, block in open_pairs(folder).blocks()])
+    for kind, of_registry in rows.items():
+        row = of_registry.astype(np.int32)[frame[f"{kind}_index"].to_numpy()]
+        frame = frame.with_columns(pl.Series(f"{kind}_row", row))
+    frame = frame.sort("user_row", "item_row")
+    user_rows, counts = np.unique(frame["user_row"].to_numpy(), return_counts=True)
+    np.save(folder / "user_rows.npy", user_rows)
+    np.save(folder / "indptr.npy", np.append(0, np.cumsum(counts)))
+    np.save(folder / "item_row.npy", frame["item_row"].to_numpy())
+    for name in ("timestamp_us", "liked", "first_seen_us", "first_liked_us"):
+        filled = frame[name].fill_null(-1) if name == "first_liked_us" else frame[name]
+        np.save(folder / f"{name}.npy", filled.to_numpy())
+    for kind, of_registry in rows.items():
+        ids = pl.read_parquet(folder / f"{kind}s.parquet")[f"{kind}_id"]
+        numbered = pl.DataFrame({f"{kind}_row": of_registry.astype(np.int32), f"{kind}_id": ids})
+        numbered.sort(f"{kind}_row").write_parquet(folder / f"{kind}s.parquet")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-(2**62), 2**62) | st.integers(0, 5), max_size=30), min_size=1, max_size=5).filter(
+        any
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_kth_smallest_of_pieces_is_that_of_all_together(pieces: list[list[int]], random: Random) -> None:
+    arrays = [np.array(piece, np.int64) for piece in pieces]
+    together = sorted(time for piece in pieces for time in piece)
+    k = random.randrange(len(together))
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr("tasks.graph.selection.FEW", 3)
+        few.setattr("tasks.graph.selection.BUCKETS", 4)
+        assert smallest(lambda: iter(arrays), k) == together[k]
+
+
+def test_more_likes_than_row_pointers_can_count_are_refused_with_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = build_graph_of(two_taste_world().seen, tmp_path / "graph")
+
+    class TooMany:
+        max = 100
+
+    monkeypatch.setattr("models.graph.np.iinfo", lambda _: TooMany)
+    with pytest.raises(InputTooLarge, match=r"row pointers hold.*window_days lower, or graph\.user_core"):
+        write_adjacencies(Path(graph.folder), graph.num_items)
