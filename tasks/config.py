@@ -112,6 +112,13 @@ class IngestConfig(_Settings):
         description="Rows that break a rule are set aside in quarantine/; where they reach this share of all rows, the "
         "night stops.",
     )
+    max_bad_files: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Up to so many event files that cannot be read are set aside, by name in the report, and the night "
+        "goes on with the others. 0: one ends the night.",
+    )
     bot_events_per_day: int = Field(
         50_000,
         ge=1,

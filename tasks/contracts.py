@@ -59,6 +59,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What was said of each event file: accepted, widened (which is accepted, too) or set aside. Else no night is."""
+
+    accepted: int = 0
+    widened: dict[str, list[str]] = field(default_factory=dict)  # key -> what was, as in "user_id Int32 -> Int64"
+    set_aside: dict[str, str] = field(default_factory=dict)  # key -> why it cannot be read
+
+
+@dataclass(frozen=True)
 class Interactions:
     """One row for every (user, item) pair with a valid event of the night: what its latest event says, and since when.
 
@@ -90,6 +99,7 @@ class Interactions:
     # night's times. bot, forgotten: of a user who has too many on one day, or who asked to be forgotten.
     set_aside: dict[str, int] = field(default_factory=dict)
     quarantine_files: tuple[str, ...] = ()  # keys: the refused rows as they came, with their file and rule
+    inspection: Inspection = field(default_factory=Inspection)
 
 
 @dataclass(frozen=True)

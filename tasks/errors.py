@@ -11,6 +11,7 @@ class NightError(Exception):
     """A night that ended for a known reason. Nothing of it is live, or, after its commit, all of it."""
 
     worth_a_retry = False
+    file_key: str | None = None  # the one input file that is to blame, where one is
 
 
 class RunConfigError(NightError):
@@ -96,7 +97,7 @@ class VolumeAnomaly(NightError):
 
 
 class InputTooLarge(NightError):
-    """The night needs more memory or disk than this machine has."""
+    """The night needs more memory or disk than this machine has, or a file claims or unpacks to more than events do."""
 
 
 class TableInvalid(NightError):

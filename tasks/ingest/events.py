@@ -63,10 +63,12 @@ def naming_read_errors(files: Sequence[EventFile]) -> Iterator[None]:
                 read_through(file)
             except UNREADABLE as of_file:
                 _raise_by_name(of_file)
-                raise InputCorrupt(
+                corrupt = InputCorrupt(
                     f"{file.uri} has a good footer and pages that cannot be read ({type(of_file).__name__}). Nothing "
                     "was published. Write the file again, or move it out of the folder if the night can do without it."
-                ) from of_file
+                )
+                corrupt.file_key = file.key
+                raise corrupt from of_file
         raise StoreUnavailable(
             f"reading {len(files)} input files failed ({type(error).__name__}), and reading them one by one did "
             "not. Nothing was published. Run again."

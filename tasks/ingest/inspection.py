@@ -18,16 +18,22 @@ import pyarrow.parquet as pq
 from pydantic import PlainSerializer, PlainValidator
 
 from tasks.config import IngestConfig
-from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound, SchemaDrift
+from tasks.contracts import Inspection
+from tasks.errors import (
+    InputCorrupt,
+    InputTooLarge,
+    InputUnstable,
+    ObjectChanged,
+    ObjectNotFound,
+    SchemaDrift,
+)
+from tasks.ingest.bounds import LARGEST_FOOTER_BYTES, ensure_bounded, too_large
 from tasks.ingest.footers import ColumnHint, column_hint
 from tasks.store import Store, StoredObject
 
 FOOTERS_AT_ONCE = 16
 MAGIC = b"PAR1"
-# Bounds on what a footer may claim: a small file can unpack to more rows than a machine holds, which ends the process.
-LARGEST_FOOTER_BYTES = 64 << 20
-ROWS_ALWAYS_ALLOWED = 50_000_000
-MOST_ROWS_A_BYTE = 64
+THRIFT_LIMIT = "Exceeded size limit"  # in Arrow's words
 
 ID_COLUMNS = ("user_id", "item_id")
 OUR_NAMES: Mapping[str, str] = {}  # what is wanted is called what we call it
@@ -78,14 +84,29 @@ NOTHING_KNOWN: Mapping[str, EventFile] = {}
 class EventSchema:
     """All files of a night agree on this much. The id types are the ones that go through to the recommendations."""
 
-    user_id: pl.DataType
-    item_id: pl.DataType
+    user_id: PolarsType
+    item_id: PolarsType
     has_rating: bool
     files: tuple[EventFile, ...]
+    set_aside: dict[str, str] = field(default_factory=dict)  # key of a file that cannot be read -> why
 
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+    @property
+    def inspection(self) -> Inspection:
+        widened = {file.key: found for file in self.files if (found := self._widened(file))}
+        return Inspection(len(self.files) - len(widened), widened, self.set_aside)
+
+    def _widened(self, file: EventFile) -> list[str]:
+        """Values keep what they say: a wider integer, or the microseconds of a moment in another unit."""
+        ids = [(column, file.columns[column], getattr(self, column)) for column in ID_COLUMNS]
+        found = [f"{column} {of} -> {to}" for column, of, to in ids if of.is_integer() and of != to]
+        moment = file.columns["timestamp"]
+        if isinstance(moment, pl.Datetime) and moment.time_unit != "us":
+            found.append(f"timestamp {moment.time_unit} -> us")
+        return found
 
 
 # ---- what stands in their footers
@@ -97,24 +118,34 @@ def inspect_files(
     settings: IngestConfig,
     *,
     known: Mapping[str, EventFile] = NOTHING_KNOWN,
+    set_aside: Mapping[str, str] = OUR_NAMES,
 ) -> EventSchema:
     """Files that are `known`, by key, are not opened; what they hold is held against the others all the same.
 
-    Raises InputCorrupt or SchemaDrift for the first file (by key) that cannot be read as events.
+    Up to ingest.max_bad_files that cannot be read are set aside, those that were already (key -> why) counted in.
+    Raises InputCorrupt, InputTooLarge or SchemaDrift for the first file (by key) that the night cannot do without.
     """
     required = required_of(settings)
     names = settings.columns.model_dump()
+
+    def inspect(pinned: StoredObject) -> EventFile | InputCorrupt | InputTooLarge:
+        try:
+            return known.get(pinned.key) or inspect_file(store, pinned, required, names=names)
+        except (InputCorrupt, InputTooLarge) as error:
+            return error
+
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        files = tuple(
-            threads.map(
-                lambda pinned: known.get(pinned.key) or inspect_file(store, pinned, required, names=names), objects
-            )
-        )
+        found = list(threads.map(inspect, [pinned for pinned in objects if pinned.key not in set_aside]))
+    files = tuple(file for file in found if isinstance(file, EventFile))
+    bad = [error for error in found if isinstance(error, InputCorrupt | InputTooLarge)]
+    if bad and (len(bad) + len(set_aside) > settings.max_bad_files or not files):
+        raise bad[0]
     return EventSchema(
         user_id=id_type_of_all(files, "user_id"),
         item_id=id_type_of_all(files, "item_id"),
         has_rating=settings.has_rating,
         files=files,
+        set_aside={**set_aside, **{error.file_key or "": str(error) for error in bad}},
     )
 
 
@@ -135,8 +166,18 @@ def inspect_file(
 ) -> EventFile:
     """One file's footer and wanted columns, which the file calls by `names`.
 
-    Raises InputCorrupt, InputUnstable and SchemaDrift.
+    Raises InputCorrupt, InputTooLarge (both with the file's key), InputUnstable and SchemaDrift.
     """
+    try:
+        return _inspect_file(store, pinned, required, optional, names)
+    except (InputCorrupt, InputTooLarge) as error:
+        error.file_key = pinned.key
+        raise
+
+
+def _inspect_file(
+    store: Store, pinned: StoredObject, required: list[str], optional: tuple[str, ...], names: Mapping[str, str]
+) -> EventFile:
     uri = store.uri_of(pinned.key)
     try:
         with store.open(pinned.key) as stream:
@@ -155,7 +196,7 @@ def inspect_file(
 
 
 def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:
-    """The file's last bytes, from its footer on. Raises InputCorrupt naming `place`."""
+    """The file's last bytes, from its footer on. Raises InputCorrupt and InputTooLarge naming `place`."""
     if num_bytes < 12:
         raise _corrupt(place, f"it has {num_bytes} bytes, fewer than the smallest Parquet file")
     stream.seek(num_bytes - 8)
@@ -163,8 +204,10 @@ def read_footer(stream: BinaryIO, place: str, *, num_bytes: int) -> bytes:
     if end[4:] != MAGIC:
         raise _corrupt(place, "it does not end like a Parquet file: it is cut off, or it is another format")
     length = int.from_bytes(end[:4], "little")
-    if not 0 < length <= min(num_bytes - 12, LARGEST_FOOTER_BYTES):
+    if not 0 < length <= num_bytes - 12:
         raise _corrupt(place, f"it claims a footer of {length:,} bytes")
+    if length > LARGEST_FOOTER_BYTES:
+        raise too_large(place, f"its footer has {length:,} bytes, and more than {LARGEST_FOOTER_BYTES:,} are not read")
     stream.seek(num_bytes - 8 - length)
     return stream.read(length) + end
 
@@ -178,20 +221,24 @@ def check_footer(
     optional: tuple[str, ...] = (),
     names: Mapping[str, str] = OUR_NAMES,
 ) -> tuple[int, dict[str, pl.DataType]]:
-    """Rows and the wanted columns' types, from a footer alone. Raises InputCorrupt and SchemaDrift naming `place`."""
+    """Rows and the wanted columns' types, from a footer alone.
+
+    Raises InputCorrupt, InputTooLarge and SchemaDrift naming `place`.
+    """
     alone = MAGIC + footer  # magic, footer, its length, magic: a Parquet file of no rows, and all of its schema
+    called = {column: names.get(column, column) for column in (*required, *optional)}
     try:
         metadata = pq.read_metadata(pa.BufferReader(alone))
+        ensure_bounded(metadata, place, num_bytes=num_bytes, columns=set(called.values()))
         arrow = metadata.schema.to_arrow_schema()
         num_rows = metadata.num_rows
         rows_in_groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        if THRIFT_LIMIT in str(error):
+            raise too_large(place, "its footer lists more things than any reader takes") from error
         raise _corrupt(place, "its footer cannot be read") from error
     if num_rows != rows_in_groups or num_rows < 0:
         raise _corrupt(place, f"it claims {num_rows:,} rows, and its row groups {rows_in_groups:,}")
-    if num_rows > max(ROWS_ALWAYS_ALLOWED, MOST_ROWS_A_BYTE * num_bytes):
-        raise _corrupt(place, f"it claims {num_rows:,} rows in {num_bytes:,} bytes, which no real events do")
-    called = {column: names.get(column, column) for column in (*required, *optional)}
     _check_names(arrow.names, place, required, called)
     wanted = [*required, *(column for column in optional if called[column] in arrow.names)]
     for column in wanted:

@@ -21,6 +21,7 @@ from models.pairs import MICRO, Folding, strengths
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
+from tasks.ingest.checksums import verify
 from tasks.ingest.days import (
     DigestedUnit,
     Footer,
@@ -156,6 +157,7 @@ def _digest_units(
         fetched = threads.map(lambda marker: fetch_runs(store, marker, scratch), markers.values())
         runs = {name: paths for name, paths in zip(markers, fetched, strict=True) if paths is not None}
     new = [unit for unit in units if unit.name not in runs]
+    verify(store, [found for unit in new for found in unit.files])
     counts = {
         unit.name: read_unit(schema_of(unit, schema), unit_folder(scratch, unit), settings=settings) for unit in new
     }

@@ -14,8 +14,7 @@ from pydantic import TypeAdapter
 from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
-from tasks.ingest.child import last_event_apart
-from tasks.ingest.earlier import read_earlier
+from tasks.ingest.child import inspect_apart, last_event_apart
 from tasks.ingest.events import naming_read_errors, scan_events
 from tasks.ingest.inspection import EventSchema, inspect_files
 from tasks.ingest.planner import Machine, Sizes, ensure_it_fits, plan_night, sizes_of
@@ -69,8 +68,7 @@ def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Cloc
         events = within_window(events, night, settings)
         ensure_any(events, store, settings, night)
     with pinned_while_reading(store, [*events, *tables]):
-        schema = inspect_files(store, events, settings, known=read_earlier(store, events, settings).files)
-        inspect_tables(store, tables, schema)
+        schema = inspect_apart(store.uri, [*events, *tables], settings)
     known = read_version(store)
     return Opened(
         night, events, tables, schema, sizes_of(schema.files, known_users=known.users, known_items=known.items)

@@ -95,6 +95,8 @@ def ingest(run: Run) -> Interactions:
         "".join(f"; {reason} {count:,}" for reason, count in interactions.set_aside.items()),
         f"{sum(interactions.quarantined.values()):,}",
     )
+    for key, why in interactions.inspection.set_aside.items():
+        log.warning("set aside: %s: %s", key, why)
     return interactions
 
 
@@ -113,6 +115,7 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
                 folder,
                 events_folder=interactions.folder,
                 settings=run.config.ingest,
+                set_aside=interactions.inspection.set_aside,
             )
 
     tables = finish_stage(

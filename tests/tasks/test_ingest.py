@@ -25,6 +25,7 @@ from tasks.errors import (
     GraphTooSmall,
     InputCorrupt,
     InputMissing,
+    InputTooLarge,
     InputUnstable,
     NothingLiked,
     ReaderFailed,
@@ -445,12 +446,12 @@ def test_a_fault_while_reading_has_a_name_and_a_place_and_quotes_no_row(store: A
 
 
 def test_a_footer_that_claims_more_rows_than_its_file_can_hold_is_refused(store: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tasks.ingest.inspection.ROWS_ALWAYS_ALLOWED", 1_000)
-    monkeypatch.setattr("tasks.ingest.inspection.MOST_ROWS_A_BYTE", 8)
+    monkeypatch.setattr("tasks.ingest.bounds.ROWS_ALWAYS_ALLOWED", 1_000)
+    monkeypatch.setattr("tasks.ingest.bounds.MOST_ROWS_A_BYTE", 8)
     many = 400_000
     same = {"user_id": [1], "item_id": [1], "rating": [5.0], "timestamp": [NOON_S]}
     put(store, pa.table({name: values * many for name, values in same.items()}))
-    with pytest.raises(InputCorrupt, match=r"claims 400,000 rows"):
+    with pytest.raises(InputTooLarge, match=r"claims 400,000 rows"):
         inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
