@@ -1,7 +1,11 @@
 """Days are digested once: nights to come use what an earlier one left, and a full rebuild gives the same bytes."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -228,3 +232,221 @@ def test_nights_of_other_dates_and_windows_share_digested_days(store: LocalStore
     assert earlier.set_aside["later"] == 2 * (EVENTS_A_DAY - 1)
     assert window.set_aside["before_window"] == 2 * (EVENTS_A_DAY - 1)
     assert pairs_of(earlier)["timestamp_us"].max() < 1e6 * datetime(2026, 11, 20, tzinfo=UTC).timestamp()
+
+
+# ---- what is gone or damaged
+
+
+def test_a_run_or_a_marker_that_is_gone_or_damaged_is_digested_anew(store: LocalStore, tmp_path: Path) -> None:
+    here(store, tmp_path / "first")
+    expected = bytes_below(tmp_path / "first")
+    whole = digested(store)
+    run, marker = (
+        next(key for key in whole if key.startswith(folder)) for folder in ("days/dt=2026-11-19", "_meta/days")
+    )
+    flipped = whole[run][:-20] + bytes([whole[run][-20] ^ 1]) + whole[run][-19:]
+    damages: dict[str, tuple[str, bytes | None]] = {
+        "run-gone": (run, None),
+        "marker-gone": (marker, None),
+        "marker-cut": (marker, whole[marker][:-30]),
+        "marker-of-an-earlier-format": (marker, whole[marker].replace(b'"footers"', b'"heads"')),
+        "run-cut": (run, whole[run][:-5]),
+        "run-flipped": (run, flipped),
+    }
+    for name, (key, content) in damages.items():
+        path_of(store, key).unlink() if content is None else path_of(store, key).write_bytes(content)
+        here(store, tmp_path / name)
+        assert bytes_below(tmp_path / name) == expected, name
+        left = digested(store)
+        if not name.startswith("run-") or name == "run-gone":
+            assert left == whole, name
+        else:  # what stands in the store is never overwritten: the marker names an object beside it
+            assert left[key] == content
+            named = [one["key"] for one in markers(store).values() for one in [one["runs"][0]]]
+            assert key not in named
+        here(store, tmp_path / f"{name}-again")
+        assert digested(store) == left, "and once is enough"
+        assert bytes_below(tmp_path / f"{name}-again") == expected
+
+
+def test_a_damaged_run_needs_the_days_files_and_says_so_where_they_are_unreadable(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    here(store, tmp_path / "first")
+    events = pin_inputs(store, SETTINGS)
+    path_of(store, next(key for key in digested(store) if key.startswith("days/dt=2026-11-19"))).unlink()
+    make_unreadable(store, [found.key for found in events])
+    with pytest.raises(InputCorrupt, match=r"dt=2026-11-19/a\.parquet"):
+        night(store, tmp_path / "second", events)
+
+
+# ---- nothing is lost
+
+
+def test_each_row_of_each_file_is_counted_once(store: LocalStore, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"bot_events_per_day": 12, "window_days": 3})
+    put_day(store, 1, name="again", seed=1)  # the same events
+    put_day(store, 2, name="broken", item_id=pl.when(pl.int_range(pl.len()) < 7).then(pl.lit("")).otherwise("item_id"))
+    settings = settings.model_copy(update={"quarantine_share_at_most": 1.0})
+    found = here(store, tmp_path / "night", settings=settings)
+    of_files = {key: counts for one in markers(store).values() for key, counts in one["files"].items()}
+    assert set(of_files) == {stored.key for stored in store.list("events")}
+    for key, counts in of_files.items():
+        aside, refused = sum(counts["set_aside"].values()), sum(counts["quarantined"].values())
+        assert counts["rows"] == len(pl.read_parquet(path_of(store, key))), key
+        assert counts["rows"] == counts["valid"] + aside + refused, key
+    runs = [path_of(store, one["key"]) for marker in markers(store).values() for one in marker["runs"]]
+    assert sum(counts["valid"] for counts in of_files.values()) == sum(len(pl.read_parquet(run)) for run in runs)
+    aside = sum(found.set_aside.values())
+    assert found.rows_in == sum(counts["rows"] for counts in of_files.values()) == (DAYS + 2) * EVENTS_A_DAY
+    assert found.rows_in == found.kept + found.below_threshold + aside + sum(found.quarantined.values())
+    assert {"bot", "duplicate", "older", "before_window"} == set(found.set_aside)
+    assert found.quarantined == {"malformed_item_id": 7, "not_finite_rating": DAYS + 1}
+    assert found.quarantined["not_finite_rating"] + 7 == sum(
+        len(pl.read_parquet(path_of(store, key))) for key in found.quarantine_files
+    )
+
+
+def test_exact_repeats_across_files_and_days_are_duplicates_and_change_nothing(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    once = here(store, tmp_path / "once")
+    pairs = pairs_of(once)
+    put_day(store, 1, name="b", seed=1)  # the day delivered twice
+    late = a_day(2, seed=2)
+    put_file(
+        store, f"events/dt={FIRST_DAY + timedelta(days=3)}/late.parquet", late
+    )  # and one in its neighbour's folder
+    twice = here(store, tmp_path / "twice")
+    assert pairs_of(twice).equals(pairs)
+    repeats = 2 * (EVENTS_A_DAY - 1)
+    assert twice.set_aside == once.set_aside | {"duplicate": once.set_aside.get("duplicate", 0) + repeats}
+    assert (twice.kept, twice.below_threshold) == (once.kept, once.below_threshold)
+
+
+def test_a_day_that_was_delivered_twice_makes_nobody_a_bot(store: LocalStore, tmp_path: Path) -> None:
+    busiest = max(
+        a_day(day, seed=day).filter(pl.col("rating").is_finite()).unique()["user_id"].value_counts()["count"].max()
+        for day in range(DAYS)
+    )  # type: ignore[type-var]
+    settings = SETTINGS.model_copy(update={"bot_events_per_day": busiest})
+    put_day(store, 1, name="b", seed=1)
+    assert "bot" not in here(store, tmp_path / "night", settings=settings).set_aside
+
+
+# ---- from events to pairs
+
+
+def test_weights_of_event_types_add_up_over_files_and_days(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "shop"))
+    assert isinstance(store, LocalStore)
+    noon = int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp())
+    day = 86_400
+    put_weighed(store, "events/dt=2026-11-20/a.parquet", [("ann", "tea", "view", noon - 2 * day)] * 3)
+    put_weighed(
+        store,
+        "events/dt=2026-11-22/a.parquet",
+        [
+            ("ann", "tea", "view", noon),
+            ("ann", "tea", "like", noon + 60),
+            ("ann", "rye", "purchase", noon),
+            ("ben", "tea", "view", noon),
+            ("ben", "tea", "view", noon + 1),
+            ("ben", "rye", "like", noon - 3 * day),
+            ("ben", "rye", "like", noon),
+            ("ben", "jam", "purchase", noon - 5 * day),
+            ("cay", "rye", "purchase", noon),
+        ],
+    )
+    settings = IngestConfig(
+        event_weights={"view": 0.1, "like": 0.6, "purchase": 1.0}, weight_half_life_days=1.0, like_threshold=0.7
+    )
+    found = here(store, tmp_path / "night", settings=settings)
+    likes = {(user, item): liked for user, item, _, liked, *_ in pairs_of(found).iter_rows()}
+    # Ages are whole days before midnight. tea of ann: 0.1 / 4 + 0.1 + 0.6; rye of ben: 0.6 + 0.6 / 8
+    assert likes == {
+        ("ann", "tea"): True,
+        ("ann", "rye"): True,
+        ("ben", "tea"): False,
+        ("ben", "rye"): False,
+        ("ben", "jam"): False,
+        ("cay", "rye"): True,
+    }
+    assert (found.kept, found.below_threshold, found.set_aside) == (3, 3, {"duplicate": 2, "older": 4})
+    marked = set(markers(store))
+    other = settings.model_copy(
+        update={"event_weights": {"view": 0.1, "like": 0.65, "purchase": 1.0}, "weight_half_life_days": 30.0}
+    )
+    likes = {
+        (user, item): liked
+        for user, item, _, liked, *_ in pairs_of(here(store, tmp_path / "other", settings=other)).iter_rows()
+    }
+    assert [pair for pair, liked in likes.items() if not liked] == [("ben", "tea")]
+    assert set(markers(store)) == marked, "weights and half life are none of a digested day"
+
+
+def put_weighed(store: LocalStore, key: str, rows: list[tuple[str, str, str, int]]) -> None:
+    put_file(store, key, pl.DataFrame(rows, schema=["user_id", "item_id", "event_type", "timestamp"], orient="row"))
+
+
+def test_042_and_42_are_two_users_in_every_night(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "town"))
+    assert isinstance(store, LocalStore)
+    for day, user in enumerate(["042", "42", " 42", "42"]):
+        put_day(store, day, user_id=pl.lit(user), rating=pl.lit(5.0))
+        found = here(store, tmp_path / f"night-{day}") if day else None
+    assert found is not None
+    assert pairs_of(found)["user_id"].unique().sort().to_list() == [" 42", "042", "42"]
+    of_day = [set(a_day(day, seed=day)["item_id"]) for day in range(DAYS)]
+    met = {user: set(items) for user, items in pairs_of(found).group_by("user_id").agg("item_id").iter_rows()}
+    assert met == {"042": of_day[0], "42": of_day[1] | of_day[3], " 42": of_day[2]}
+
+
+# ---- SIGKILL, then again
+
+KILLED = Path(__file__).with_name("killed_digest.py")
+PROJECT_ROOT = KILLED.parents[2]
+# One after another on the same store: each finds what the earlier ones left.
+MOMENTS = ("piece-1", "piece-5", "registry", "run-2", "unmarked-1", "marker-1", "run-5", "marker-1", "merged")
+
+
+def reading(store: LocalStore, folder: Path, moment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(KILLED), store.uri, str(folder), SETTINGS.model_dump_json(), moment],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_reading_that_is_killed_at_any_step_and_run_again_ends_with_the_same_bytes(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    calm = LocalStore(tmp_path / "calm")
+    shutil.copytree(path_of(store, "events"), path_of(calm, "events"))
+    ended = reading(calm, tmp_path / "calm-night", "never")
+    assert ended.stdout.strip() == f"{DAYS * 3} pieces, {DAYS * 3} runs, {DAYS} markers", ended.stderr[-2000:]
+    for number, moment in enumerate(MOMENTS):
+        killed = reading(store, tmp_path / f"killed-{number}", moment)
+        assert killed.returncode == -signal.SIGKILL, f"{moment}: {killed.stderr[-2000:]}"
+    ended = reading(store, tmp_path / "again", "never")
+    assert ended.stdout.strip() == "0 pieces, 0 runs, 0 markers", "what the killed ones finished is not read again"
+    assert bytes_below(tmp_path / "again") == bytes_below(tmp_path / "calm-night")
+    assert digested(store) == digested(calm)
+
+
+@pytest.mark.parametrize("moment", ["registry", "run-2"])
+def test_a_reading_that_is_killed_once_and_run_again_ends_with_the_same_bytes(
+    moment: str, store: LocalStore, tmp_path: Path
+) -> None:
+    assert reading(store, tmp_path / "killed", moment).returncode == -signal.SIGKILL
+    assert not store.list("_meta/days")
+    ended = reading(store, tmp_path / "again", "never")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    left = digested(store)
+    forget_digested_days(store)
+    ended = reading(store, tmp_path / "calm", "never")
+    assert bytes_below(tmp_path / "again") == bytes_below(tmp_path / "calm")
+    assert digested(store) == left
