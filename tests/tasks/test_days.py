@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from tasks.contracts import Interactions
 from tasks.errors import InputCorrupt, InputMissing, SchemaDrift
 from tasks.ingest.child import digest_apart, last_event_apart
 from tasks.ingest.earlier import read_earlier
+from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
 from tasks.ingest.sources import pin_inputs
@@ -156,17 +156,23 @@ def test_an_unreadable_file_of_a_new_day_does_end_the_night(store: LocalStore, t
 
 
 def test_the_last_event_of_digested_files_is_known_without_opening_them(store: LocalStore, tmp_path: Path) -> None:
-    last = last_event_apart(store.uri, pin_inputs(store, SETTINGS), SETTINGS)
     here(store, tmp_path / "first")
     events = pin_inputs(store, SETTINGS)
-    old = [found.key for found in events]
-    make_unreadable(store, old)
-    assert last_event_apart(store.uri, events, SETTINGS) == last
+    make_unreadable(store, [found.key for found in events])
+    assert last_event_here(store, events).timestamp() == last_of_day(DAYS - 1)
     new = put_day(store, DAYS)
     events += [found for found in pin_inputs(store, SETTINGS) if found.key == new]
-    later = last_event_apart(store.uri, events, SETTINGS)
-    assert later.timestamp() == a_day(DAYS, seed=DAYS).filter(pl.col("rating").is_finite())["timestamp"].max()
-    assert later > last
+    assert last_event_apart(store.uri, events, SETTINGS).timestamp() == last_of_day(DAYS) > last_of_day(DAYS - 1)
+
+
+def last_event_here(store: LocalStore, events: Sequence[StoredObject]) -> datetime:
+    known = read_earlier(store, events, SETTINGS)
+    schema = inspect_files(store, events, SETTINGS, known=known.files)
+    return last_event_at(schema, SETTINGS, known=known.last_us)
+
+
+def last_of_day(day: int) -> float:
+    return float(a_day(day, seed=day).filter(pl.col("rating").is_finite())["timestamp"].max())  # type: ignore[arg-type]
 
 
 def test_the_last_event_of_a_digested_file_without_a_valid_row_is_none(store: LocalStore, tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_the_last_event_of_a_digested_file_without_a_valid_row_is_none(store: Lo
     with pytest.raises(InputMissing, match="none of the 300 rows"):
         here(store, tmp_path / "first")
     with pytest.raises(InputMissing, match="no date to work for"):
-        last_event_apart(store.uri, pin_inputs(store, SETTINGS), SETTINGS)
+        last_event_here(store, pin_inputs(store, SETTINGS))
 
 
 def test_what_a_second_night_is_told_of_files_is_what_their_footers_say(store: LocalStore, tmp_path: Path) -> None:
@@ -355,7 +361,7 @@ def test_weights_of_event_types_add_up_over_files_and_days(tmp_path: Path) -> No
             ("ben", "rye", "like", noon - 3 * day),
             ("ben", "rye", "like", noon),
             ("ben", "jam", "purchase", noon - 5 * day),
-            ("cay", "rye", "purchase", noon),
+            ("cleo", "tea", "purchase", noon),
         ],
     )
     settings = IngestConfig(
@@ -370,7 +376,7 @@ def test_weights_of_event_types_add_up_over_files_and_days(tmp_path: Path) -> No
         ("ben", "tea"): False,
         ("ben", "rye"): False,
         ("ben", "jam"): False,
-        ("cay", "rye"): True,
+        ("cleo", "tea"): True,
     }
     assert (found.kept, found.below_threshold, found.set_aside) == (3, 3, {"duplicate": 2, "older": 4})
     marked = set(markers(store))
@@ -406,47 +412,58 @@ def test_042_and_42_are_two_users_in_every_night(tmp_path: Path) -> None:
 
 KILLED = Path(__file__).with_name("killed_digest.py")
 PROJECT_ROOT = KILLED.parents[2]
-# One after another on the same store: each finds what the earlier ones left.
-MOMENTS = ("piece-1", "piece-5", "registry", "run-2", "unmarked-1", "marker-1", "run-5", "marker-1", "merged")
+MOMENTS = ("piece-1", "piece-5", "registry", "run-1", "run-2", "unmarked-1", "marker-1", "run-8", "marker", "merged")
 
 
-def reading(store: LocalStore, folder: Path, moment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(KILLED), store.uri, str(folder), SETTINGS.model_dump_json(), moment],
+def readings(*of_each: tuple[LocalStore, Path, str]) -> list[str]:
+    """One after another: how each ended."""
+    words = [word for store, folder, moment in of_each for word in (store.uri, str(folder), moment)]
+    ended = subprocess.run(
+        [sys.executable, str(KILLED), SETTINGS.model_dump_json(), *words],
         cwd=PROJECT_ROOT,
         env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
+    return ended.stdout.splitlines()
+
+
+def copy_of(store: LocalStore, folder: Path) -> LocalStore:
+    shutil.copytree(path_of(store, "events"), folder / "events")
+    return LocalStore(folder)
 
 
 def test_a_reading_that_is_killed_at_any_step_and_run_again_ends_with_the_same_bytes(
     store: LocalStore, tmp_path: Path
 ) -> None:
-    calm = LocalStore(tmp_path / "calm")
-    shutil.copytree(path_of(store, "events"), path_of(calm, "events"))
-    ended = reading(calm, tmp_path / "calm-night", "never")
-    assert ended.stdout.strip() == f"{DAYS * 3} pieces, {DAYS * 3} runs, {DAYS} markers", ended.stderr[-2000:]
-    for number, moment in enumerate(MOMENTS):
-        killed = reading(store, tmp_path / f"killed-{number}", moment)
-        assert killed.returncode == -signal.SIGKILL, f"{moment}: {killed.stderr[-2000:]}"
-    ended = reading(store, tmp_path / "again", "never")
-    assert ended.stdout.strip() == "0 pieces, 0 runs, 0 markers", "what the killed ones finished is not read again"
+    calm = copy_of(store, tmp_path / "calm")
+    ended = readings(
+        (calm, tmp_path / "calm-night", "never"),
+        *((store, tmp_path / moment, moment) for moment in MOMENTS),
+        (store, tmp_path / "again", "never"),
+    )
+    assert ended == [
+        f"never: {DAYS * 3} pieces, {DAYS * 3} runs, {DAYS} markers",
+        *(f"{moment}: SIGKILL" for moment in MOMENTS),
+        "never: 0 pieces, 0 runs, 0 markers",  # what the killed ones finished is not read again
+    ]
     assert bytes_below(tmp_path / "again") == bytes_below(tmp_path / "calm-night")
     assert digested(store) == digested(calm)
 
 
-@pytest.mark.parametrize("moment", ["registry", "run-2"])
 def test_a_reading_that_is_killed_once_and_run_again_ends_with_the_same_bytes(
-    moment: str, store: LocalStore, tmp_path: Path
+    store: LocalStore, tmp_path: Path
 ) -> None:
-    assert reading(store, tmp_path / "killed", moment).returncode == -signal.SIGKILL
-    assert not store.list("_meta/days")
-    ended = reading(store, tmp_path / "again", "never")
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    left = digested(store)
-    forget_digested_days(store)
-    ended = reading(store, tmp_path / "calm", "never")
-    assert bytes_below(tmp_path / "again") == bytes_below(tmp_path / "calm")
-    assert digested(store) == left
+    moments = ("piece-1", "registry", "run-2", "unmarked-1")
+    stores = {moment: copy_of(store, tmp_path / moment) for moment in moments}
+    ended = readings(
+        (store, tmp_path / "calm-night", "never"),
+        *((stores[moment], tmp_path / f"{moment}-killed", moment) for moment in moments),
+        *((stores[moment], tmp_path / f"{moment}-again", "never") for moment in moments),
+    )
+    whole = f"never: {DAYS * 3} pieces, {DAYS * 3} runs, {DAYS} markers"
+    assert ended == [whole, *(f"{moment}: SIGKILL" for moment in moments), *[whole] * len(moments)]
+    for moment in moments:
+        assert bytes_below(tmp_path / f"{moment}-again") == bytes_below(tmp_path / "calm-night"), moment
+        assert digested(stores[moment]) == digested(store), moment
