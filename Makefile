@@ -8,7 +8,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints
 .DEFAULT_GOAL := help
 .PHONY: help nightly plan show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
-  bench-fold-in bench-popular bench-planner bench-warm up down clean
+  bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,11 @@ bench-training-kills: .venv/dev ## 20 killed or hung ranks and agents: recovered
 bench-topk: .venv/bench ## top-K beside implicit, faiss and torch; growth, exactness, reasons; then memory and ranks; DATA=
 	@$(BIN)/python -m benchmarks.topk $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python -m benchmarks.scale
+
+bench-ingest: .venv/dev ## 100 M events beside plain Polars, 200 M, a second night, one hash; ROWS= PARTS= SCRATCH=
+	@$(BIN)/python -m benchmarks.ingest $(if $(ROWS),--rows "$(ROWS)") $(if $(PARTS),--parts $(PARTS)) \
+	  $(if $(SCRATCH),--scratch "$(SCRATCH)")
+	@$(if $(PARTS),,$(BIN)/python -m benchmarks.registry)
 
 bench-planner: .venv/dev ## what the planner says a night takes, beside what it took; DATA= ROWS=
 	@$(BIN)/python -m benchmarks.planner $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")

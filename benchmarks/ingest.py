@@ -1,16 +1,16 @@
 """Event files to edge arrays: a hundred million events beside plain Polars, twice as many, a second night, one hash.
 
-    make bench-ingest [ROWS=100000000] [PARTS="files peer growth second hashes"] [SCRATCH=folder]
+    make bench-ingest [ROWS=100000000] [PARTS="files second growth hashes"] [SCRATCH=folder]
 
 Drawn events: thirty days, a file each, of ROWS / 100 users and ROWS / 500 items by Zipf's law, ids as text, a rating
 and a moment each; one row in a hundred is delivered twice, one in ten thousand breaks a rule. Every run is a process of
 its own on two threads, and its peak is what the kernel saw of it (VmHWM, mapped files included). Needs about 120 bytes
 of disk a row, twice that for `growth`, in the scratch folder, which is gone at the end.
 
-files    the ingest and graph rooms' own path: list, inspect, scan, rules, compact, merge; split, arrays, adjacency
-peer     the same pairs by Polars alone (benchmarks/ingest_peer.py), and a bare scan of all columns
-growth   files once more, with twice the events
+files    the ingest and graph rooms' own path (list, inspect, scan, rules, compact, merge; split, arrays, adjacency),
+         the same pairs by Polars alone (benchmarks/ingest_peer.py), and a bare scan of all columns
 second   thirty days where twenty-nine are digested, beside all thirty anew
+growth   the whole path once more, and with twice the events
 hashes   the graph of 200,000 events over file order, row order, threads, hash seeds and days digested before
 """
 
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from benchmarks.registry import peak_gib
 DAYS = 30
 FIRST_DAY = date(2026, 1, 1)
 AS_OF = FIRST_DAY + timedelta(days=DAYS)
-PARTS = ("files", "peer", "growth", "second", "hashes")
+PARTS = ("files", "second", "growth", "hashes")
+ROUNDS = 2
+Details = dict[str, Any]
 FULL_SIZE = 100_000_000
 HASH_RUNS = 20
 HASHED_ROWS = 200_000
@@ -58,7 +61,7 @@ def main() -> None:
     report(details, options.rows)
 
 
-def report(details: dict[str, dict[str, Any]], rows: int) -> None:
+def report(details: dict[str, Details], rows: int) -> None:
     for part, found in details.items():
         figures = found.pop("figures")
         merge_results("ingest", part, figures if rows == FULL_SIZE or part == "hashes" else {}, found | {"rows": rows})
@@ -69,54 +72,44 @@ def report(details: dict[str, dict[str, Any]], rows: int) -> None:
 # ---- parts
 
 
-def measure_files(scratch: Path, rows: int) -> dict[str, Any]:
-    """And the peer beside it, in turn, where both are asked for: `measure_peer` reuses what is measured here."""
+def measure_files(scratch: Path, rows: int) -> Details:
     store = events_of(scratch / "store", rows)
-    ours = best_of([run("night", store, scratch / "work") for _ in range(2)])
-    say("files -> pairs", ours["ingest_s"], ours["ingest_peak_gib"])
-    say("files -> edge arrays", ours["ingest_s"] + ours["graph_s"], ours["peak_gib"])
-    return ours | {"figures": {"ingest_100m_peak_gib": ours["peak_gib"]}}
-
-
-def measure_peer(scratch: Path, rows: int) -> dict[str, Any]:
-    store = events_of(scratch / "store", rows)
-    found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": [], "scan": []}
-    for _ in range(2):  # in turn, so that a busy minute falls on all of them
-        found["ours"].append(run("night", store, scratch / "work"))
-        found["peer"].append(run("peer", store, scratch / "work"))
-        found["scan"].append(run("scan", store))
-    ours, peer, scan = best_of(found["ours"]), best_of(found["peer"]), best_of(found["scan"])
+    runs: dict[str, list[Details]] = {"night": [], "peer": [], "scan": []}
+    for _ in range(ROUNDS):  # in turn, so that a busy minute falls on all of them
+        runs["night"].append(run("night", store, scratch / "work"))
+        runs["peer"].append(run("peer", store, scratch / "work"))
+        runs["scan"].append(run("scan", store))
+    ours, peer, scan = (best_of(runs[name]) for name in ("night", "peer", "scan"))
     for name in ("pairs", "likes", "time_sum"):
         if ours[name] != peer[name]:
             raise SystemExit(f"the two do not agree on {name}: {ours[name]} and {peer[name]}")
     say("ours, files -> pairs", ours["ingest_s"], ours["ingest_peak_gib"])
+    say("ours, pairs -> edge arrays", ours["graph_s"], ours["peak_gib"])
     say("Polars, the same pairs", peer["ingest_s"], peer["peak_gib"])
     say("Polars, a bare scan", scan["ingest_s"], scan["peak_gib"])
     return {
-        "runs": found,
+        "runs": runs,
         "figures": {
             "ingest_100m_over_polars": ours["ingest_s"] / peer["ingest_s"],
             "ingest_100m_over_scan": ours["ingest_s"] / scan["ingest_s"],
+            "ingest_100m_peak_gib": max(found["peak_gib"] for found in runs["night"]),
         },
     }
 
 
-def measure_growth(scratch: Path, rows: int) -> dict[str, Any]:
-    """Peaks and seconds at both sizes; so many users and items more, as twice the events have."""
-    small = run("night", events_of(scratch / "store", rows), scratch / "work")
-    shutil.rmtree(scratch / "store")
-    large = run("night", events_of(scratch / "twice", 2 * rows), scratch / "work")
+def measure_growth(scratch: Path, rows: int) -> Details:
+    """Peaks and seconds at both sizes; there are twice the users and items, too."""
+    found = {}
+    for name, size in (("once", rows), ("twice", 2 * rows)):
+        store = events_of(scratch / ("store" if name == "once" else name), size)
+        found[name] = run("night", store, scratch / "work")
+        say(f"{size:,} files -> edge arrays", found[name]["ingest_s"] + found[name]["graph_s"], found[name]["peak_gib"])
     shutil.rmtree(scratch / "twice")
-    for name, found in (("once", small), ("twice", large)):
-        say(f"{name}, files -> edge arrays", found["ingest_s"] + found["graph_s"], found["peak_gib"])
-    return {
-        "once": small,
-        "twice": large,
-        "figures": {"ingest_200m_over_100m_peak": large["peak_gib"] / small["peak_gib"]},
-    }
+    ratio = found["twice"]["peak_gib"] / found["once"]["peak_gib"]
+    return found | {"figures": {"ingest_200m_over_100m_peak": ratio}}
 
 
-def measure_second(scratch: Path, rows: int) -> dict[str, Any]:
+def measure_second(scratch: Path, rows: int) -> Details:
     store = events_of(scratch / "store", rows)
     newest = store / "events" / f"dt={AS_OF - timedelta(days=1)}"
     newest.rename(scratch / "newest")
@@ -136,7 +129,7 @@ def measure_second(scratch: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def measure_hashes(scratch: Path, rows: int) -> dict[str, Any]:
+def measure_hashes(scratch: Path, rows: int) -> Details:
     """Twenty nights of the same events; each after the first has them in other files and rows, on 1 or 2 threads."""
     graphs = []
     for number in range(HASH_RUNS):
@@ -159,11 +152,10 @@ def measure_hashes(scratch: Path, rows: int) -> dict[str, Any]:
     return {"figures": {"graph_hashes": len(set(graphs)), "graph_hash_runs": len(graphs)}}
 
 
-MEASURED = {
+MEASURED: dict[str, Callable[[Path, int], Details]] = {
     "files": measure_files,
-    "peer": measure_peer,
-    "growth": measure_growth,
     "second": measure_second,
+    "growth": measure_growth,
     "hashes": measure_hashes,
 }
 
@@ -171,7 +163,7 @@ MEASURED = {
 # ---- measured processes
 
 
-def run(what: str, *folders: Path, threads: int = 2, hash_seed: int = 0) -> dict[str, Any]:
+def run(what: str, *folders: Path, threads: int = 2, hash_seed: int = 0) -> Details:
     store, *work = folders
     if what in ("night", "peer"):
         forget_digested(store, unless=what == "night" and store.name.startswith("hashed-"))
@@ -198,7 +190,7 @@ def forget_digested(store: Path, *, unless: bool = False) -> None:
             shutil.rmtree(store / name, ignore_errors=True)
 
 
-def ingest(store: Path, work: Path) -> dict[str, Any]:
+def ingest(store: Path, work: Path) -> Details:
     from tasks.config import IngestConfig
     from tasks.ingest.earlier import read_earlier
     from tasks.ingest.inspection import inspect_files
@@ -226,7 +218,7 @@ def ingest(store: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def night(store: Path, work: Path) -> dict[str, Any]:
+def night(store: Path, work: Path) -> Details:
     from tasks.config import GraphConfig
     from tasks.graph.task import graph_of
 
@@ -241,7 +233,7 @@ def night(store: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def peer(store: Path, work: Path) -> dict[str, Any]:
+def peer(store: Path, work: Path) -> Details:
     from benchmarks.ingest_peer import pairs_by_polars
 
     started = time.perf_counter()
@@ -252,7 +244,7 @@ def peer(store: Path, work: Path) -> dict[str, Any]:
     return {"ingest_s": seconds, "peak_gib": peak_gib(), **pairs.collect().row(0, named=True)}
 
 
-def scan(store: Path) -> dict[str, Any]:
+def scan(store: Path) -> Details:
     started = time.perf_counter()
     columns = pl.scan_parquet(store / "events/**/*.parquet").select(
         pl.col("user_id", "item_id").str.len_bytes().sum(), pl.col("rating", "timestamp").sum()
@@ -261,7 +253,7 @@ def scan(store: Path) -> dict[str, Any]:
     return {"ingest_s": time.perf_counter() - started, "peak_gib": peak_gib()}
 
 
-APART = {"ingest": ingest, "night": night, "peer": peer, "scan": scan}
+APART: dict[str, Callable[..., Details]] = {"ingest": ingest, "night": night, "peer": peer, "scan": scan}
 
 
 # ---- events
@@ -310,7 +302,7 @@ def zipf_cdf(count: int, exponent: float) -> np.ndarray:
     return weight / weight[-1]
 
 
-def best_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def best_of(runs: list[Details]) -> Details:
     """The quickest: others on this machine only ever slow a run down."""
     return min(runs, key=lambda found: found["ingest_s"])
 

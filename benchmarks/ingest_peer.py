@@ -1,11 +1,12 @@
 """What a careful team would write with Polars alone for the pairs that a night needs: the peer of benchmarks/ingest.py.
 
 Rules, ids to rows in the order of ids, exact repeats away, one row a pair (latest event, whether it is liked, first
-event, first like), sorted by user and item, row groups of a fixed size. One query over all files holds all pairs at once
-and needs more memory the more there are; this one keeps within the same few GiB as ours: each file's rows by number
-first, then range by range of users.
+event, first like), sorted by user and item, row groups of a fixed size. One query over all files holds all pairs at
+once and needs more memory the more there are; this one keeps within the same few GiB as ours: each file's rows by
+number first, then range by range of users.
 """
 
+import itertools
 from pathlib import Path
 
 import polars as pl
@@ -22,17 +23,15 @@ def pairs_by_polars(files: list[Path], work: Path) -> list[Path]:
     for number, frame in enumerate(valid):
         path = work / f"day-{number:03d}.parquet"
         numbers = frame.join(users.lazy(), on="user_id").join(items.lazy(), on="item_id")
-        stamp = (pl.col("timestamp") * 1_000_000).alias("time")
-        numbers = (
-            numbers.select("user", "item", stamp, liked=pl.col("rating") >= 4).unique().sort("user", "item", "time")
-        )
+        numbers = numbers.select("user", "item", time=pl.col("timestamp") * 1_000_000, liked=pl.col("rating") >= 4)
+        numbers = numbers.unique().sort("user", "item", "time")
         numbers.sink_parquet(path, row_group_size=ROW_GROUP // 8, compression="zstd", compression_level=1)
         rows += pl.scan_parquet(path).select(pl.len()).collect().item()
         by_day.append(path)
     ranges = max(1, -(-rows // USERS_AT_ONCE_ROWS))
     edges = [len(users) * part // ranges for part in range(ranges + 1)]
     written = []
-    for part, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for part, (low, high) in enumerate(itertools.pairwise(edges)):
         path = work / f"pairs-{part:03d}.parquet"
         of_range = pl.scan_parquet(by_day).filter(pl.col("user") >= low, pl.col("user") < high)
         pairs_of(of_range).sink_parquet(path, row_group_size=ROW_GROUP, compression="zstd", compression_level=1)
