@@ -1,17 +1,6 @@
-"""Decodes input files in a process of its own: `python -m tasks.ingest.child`, a job as JSON in, an answer as JSON out.
+"""Decodes input files in a process of its own: `python -m tasks.ingest.child`. See process.py for why, and for how."""
 
-A damaged page can ask for more memory than there is, and the Parquet reader then aborts its whole process without an
-exception. Here that is a child, the night lives on, and the file is found and named.
-"""
-
-import errno
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import traceback
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -19,27 +8,25 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from models.processes import PARENT_PID_VARIABLE, die_with_parent
-from tasks import errors
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions, Remains, Tables
-from tasks.errors import InputCorrupt, InputTooLarge, NightError, ReaderFailed
+from tasks.errors import InputCorrupt, InputTooLarge
 from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import last_event_at, read_through
-from tasks.ingest.inspection import EventSchema, inspect_files
+from tasks.ingest.inspection import EventFile, inspect_each, inspect_files
 from tasks.ingest.interactions import digest
-from tasks.ingest.limits import FOOTERS_BYTES, limit_address_space, limit_cpu, limit_memory, reader_bytes
+from tasks.ingest.limits import limit_cpu, limit_memory, reader_bytes
+from tasks.ingest.process import Killed, ask, name_the_killer, serve
 from tasks.ingest.remains import count_remains
 from tasks.ingest.sources import events_of
-from tasks.ingest.tables import digest_tables, inspect_alone, inspect_tables
+from tasks.ingest.tables import digest_tables, inspect_tables
 from tasks.registry import open_registry
-from tasks.run import PROJECT_ROOT
 from tasks.store import StoredObject, open_store
 
 
 @dataclass(frozen=True)
 class Job:
-    what: Literal["inspect", "inspect alone", "digest", "tables", "last event", "read through", "count remains"]
+    what: Literal["digest", "tables", "last event", "read through", "count remains"]
     store_uri: str
     files: list[StoredObject]
     settings: IngestConfig
@@ -50,17 +37,8 @@ class Job:
     set_aside: dict[str, str] = field(default_factory=dict)  # key -> why: these are not opened
 
     @property
-    def of_footers(self) -> bool:
-        return self.what.startswith("inspect")
-
-    @property
     def events(self) -> list[StoredObject]:
         return [found for found in events_of(self.files) if found.key not in self.set_aside]
-
-
-def inspect_apart(store_uri: str, files: list[StoredObject], settings: IngestConfig) -> EventSchema:
-    """inspect_files in a child, of events and tables. Raises what that does, and what inspect_tables does."""
-    return TypeAdapter(EventSchema).validate_python(_answer(Job("inspect", store_uri, files, settings)))
 
 
 def digest_apart(
@@ -116,119 +94,50 @@ def _answer(job: Job) -> Any:
 
 
 def _answer_at_once(job: Job) -> Any:
-    ended = _run(job)
-    if ended.returncode < 0:
-        raise _name_the_killer(job, -ended.returncode)
-    if ended.returncode > 0:
-        raise ReaderFailed(
-            f"the process that reads the input files ended with exit code {ended.returncode} before it could answer. "
-            "Nothing was published. Check that this installation is whole (make test), then run again."
-        )
-    answer = json.loads(ended.stdout)
-    if "fault" in answer:
-        raise ReaderFailed(
-            f"reading {len(job.files)} input files ended in {answer['fault']}, an error that has no name here. Nothing "
-            "was published. This is a fault of the job: please report it with this line."
-        )
-    if "errno" in answer:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
-    if "error" in answer:
-        error = getattr(errors, answer["error"])(answer["message"])
-        error.file_key = answer["file_key"]
-        raise error
-    return answer["answer"]
-
-
-def _run(job: Job) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "tasks.ingest.child"],
-        input=json.dumps(TypeAdapter(Job).dump_python(job, mode="json")),
-        capture_output=True,
-        text=True,
-        cwd=PROJECT_ROOT,
-        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), PARENT_PID_VARIABLE: str(os.getpid())},
-        check=False,
-    )
-
-
-def _name_the_killer(job: Job, signal_number: int) -> NightError:
-    """Halve the files until one is left that ends its reader; a child for each half."""
-    how = signal.Signals(signal_number).name
-    alone = Job("inspect alone" if job.of_footers else "read through", job.store_uri, [], job.settings)
-    suspects = [found for found in job.files if found.key not in job.set_aside]
-    while len(suspects) > 1:
-        half = suspects[: len(suspects) // 2]
-        died = _run(replace(alone, files=half)).returncode < 0
-        suspects = half if died else suspects[len(half) :]
-    if _run(replace(alone, files=suspects)).returncode >= 0:
-        return ReaderFailed(
-            f"the process that read {len(job.files)} input files was ended ({how}), and no single file ends it. "
-            "Nothing was published. Memory may have run out: free some, or read fewer days, and run again."
-        )
-    uri = open_store(job.store_uri).uri_of(suspects[0].key)
-    error = InputCorrupt(
-        f"{uri} ends every process that reads it ({how}): a damaged page that asks for more memory than there is, or a "
-        "file that unpacks to more. Nothing was published. Write the file again, or move it out of the folder if the "
-        "night can do without it."
-    )
-    error.file_key = suspects[0].key
-    return error
-
-
-def main() -> None:
-    die_with_parent()
-    job = TypeAdapter(Job).validate_json(sys.stdin.read())
     try:
-        answer: dict[str, Any] = {"answer": _work(job)}
-    except NightError as error:
-        answer = {"error": type(error).__name__, "message": str(error), "file_key": error.file_key}
-    except OSError as error:
-        answer = {"errno": error.errno} if error.errno == errno.ENOSPC else {"fault": _fault(error)}
-    except Exception as error:
-        answer = {"fault": _fault(error)}
-    print(json.dumps(answer))
+        return _ask(job)
+    except Killed as killed:
+        suspects = [found for found in job.files if found.key not in job.set_aside]
+        alone = Job("read through", job.store_uri, [], job.settings)
+        raise name_the_killer(
+            job.store_uri, suspects, lambda some: _ask(replace(alone, files=some)), killed
+        ) from None
 
 
-def _fault(error: Exception) -> str:
-    """What and where, without the message: it may quote a user's id."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} ({Path(frame.filename).name}:{frame.lineno})"
+def _ask(job: Job) -> Any:
+    return ask("tasks.ingest.child", TypeAdapter(Job).dump_json(job).decode(), num_files=len(job.files))
+
+
+def work(text: str) -> Any:
+    """What the child does with a job."""
+    job = TypeAdapter(Job).validate_json(text)
+    limit_cpu(num_files=len(job.files), num_bytes=sum(found.num_bytes for found in job.files))
+    limit_memory(reader_bytes(job.settings.memory_mib))
+    return _work(job)
 
 
 def _work(job: Job) -> Any:
     store = open_store(job.store_uri)
-    limit_cpu(num_files=len(job.files), num_bytes=sum(found.num_bytes for found in job.files))
-    if job.of_footers:
-        limit_address_space(FOOTERS_BYTES)
-    else:
-        limit_memory(reader_bytes(job.settings.memory_mib))
-    if job.what == "inspect alone":
-        inspect_alone(store, job.files, job.settings)
-        return None
     if job.what == "read through":
-        for file in inspect_alone(store, job.files, job.settings):
-            read_through(file)
+        for file in inspect_each(store, job.files, job.settings).values():
+            if isinstance(file, EventFile):  # else its reader does not get as far
+                read_through(file)
         return None
     if job.what == "count remains":
         return TypeAdapter(Remains).dump_python(count_remains(store, job.files, job.people, job.settings), mode="json")
     earlier = read_earlier(store, job.events, job.settings)
     schema = inspect_files(store, job.events, job.settings, known=earlier.files, set_aside=job.set_aside)
-    if job.what == "inspect":
-        inspect_tables(store, job.files, schema)
-        return TypeAdapter(EventSchema).dump_python(schema, mode="json")
     if job.what == "last event":
         return last_event_at(schema, job.settings, known=earlier.last_us).isoformat()
     if job.what == "tables":
-        tables = digest_tables(
-            inspect_tables(store, job.files, schema), Path(job.events_folder), Path(job.folder), open_registry(store)
-        )
+        files = inspect_tables(store, job.files, schema, settings=job.settings)
+        tables = digest_tables(files, Path(job.events_folder), Path(job.folder), open_registry(store))
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
     events = [found for found in job.events if found.key not in schema.set_aside]
     interactions = digest(store, events, schema, Path(job.folder), as_of=job.as_of, settings=job.settings)
-    interactions = replace(interactions, inspection=schema.inspection)
-    return TypeAdapter(Interactions).dump_python(interactions, mode="json")
+    return TypeAdapter(Interactions).dump_python(replace(interactions, inspection=schema.inspection), mode="json")
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

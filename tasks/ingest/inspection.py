@@ -6,7 +6,7 @@ file's for all.
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,12 +23,15 @@ from tasks.errors import (
     InputCorrupt,
     InputTooLarge,
     InputUnstable,
+    NightError,
     ObjectChanged,
     ObjectNotFound,
     SchemaDrift,
 )
 from tasks.ingest.bounds import LARGEST_FOOTER_BYTES, ensure_bounded, too_large
 from tasks.ingest.footers import ColumnHint, column_hint
+from tasks.ingest.sources import OPTIONAL_OF_TABLE, TABLES, table_of
+from tasks.ingest.wanted import ACCEPTS, WANTED, check_names, drift, in_words
 from tasks.store import Store, StoredObject
 
 FOOTERS_AT_ONCE = 16
@@ -37,21 +40,6 @@ THRIFT_LIMIT = "Exceeded size limit"  # in Arrow's words
 
 ID_COLUMNS = ("user_id", "item_id")
 OUR_NAMES: Mapping[str, str] = {}  # what is wanted is called what we call it
-
-WANTED = {
-    "user_id": "an integer or a string",
-    "item_id": "an integer or a string",
-    "rating": "an integer or a floating point number (or ingest.like_threshold=none, if every event is a like)",
-    "timestamp": "an integer (seconds since 1970, UTC) or a timestamp",
-    "event_type": "text or an integer, as in ingest.event_weights",
-    "available": "true or false",
-    "categories": "text, or lists of text",
-    "genres": "text with | or spaces between the genres, as MovieLens comes, or lists of text",
-    "segments": "lists of text",
-    "segment": "text",
-    "published_at": "a timestamp, a date or an integer (seconds since 1970, UTC)",
-}
-
 
 def _type_as_text(kind: pl.DataType) -> str:
     """A process that inspects files tells another; what it read is not to be trusted with more than text."""
@@ -77,7 +65,9 @@ class EventFile:
     text_as_bytes: bool = False  # set where text turned out not to be UTF-8: Polars reads no such column
 
 
-NOTHING_KNOWN: Mapping[str, EventFile] = {}
+Inspected = EventFile | NightError
+NOTHING_KNOWN: Mapping[str, Inspected] = {}
+UNREADABLE = (InputCorrupt, InputTooLarge)  # a night may do without such a file, where ingest.max_bad_files says so
 
 
 @dataclass(frozen=True)
@@ -117,7 +107,7 @@ def inspect_files(
     objects: list[StoredObject],
     settings: IngestConfig,
     *,
-    known: Mapping[str, EventFile] = NOTHING_KNOWN,
+    known: Mapping[str, Inspected] = NOTHING_KNOWN,
     set_aside: Mapping[str, str] = OUR_NAMES,
 ) -> EventSchema:
     """Files that are `known`, by key, are not opened; what they hold is held against the others all the same.
@@ -125,28 +115,50 @@ def inspect_files(
     Up to ingest.max_bad_files that cannot be read are set aside, those that were already (key -> why) counted in.
     Raises InputCorrupt, InputTooLarge or SchemaDrift for the first file (by key) that the night cannot do without.
     """
-    required = required_of(settings)
-    names = settings.columns.model_dump()
-
-    def inspect(pinned: StoredObject) -> EventFile | InputCorrupt | InputTooLarge:
-        try:
-            return known.get(pinned.key) or inspect_file(store, pinned, required, names=names)
-        except (InputCorrupt, InputTooLarge) as error:
-            return error
-
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        found = list(threads.map(inspect, [pinned for pinned in objects if pinned.key not in set_aside]))
+    wanted = [pinned for pinned in objects if pinned.key not in set_aside]
+    unknown = [pinned for pinned in wanted if pinned.key not in known]
+    by_key = {**known, **inspect_each(store, unknown, settings)}
+    found = [by_key[pinned.key] for pinned in wanted]
     files = tuple(file for file in found if isinstance(file, EventFile))
-    bad = [error for error in found if isinstance(error, InputCorrupt | InputTooLarge)]
-    if bad and (len(bad) + len(set_aside) > settings.max_bad_files or not files):
-        raise bad[0]
+    unreadable = {error.file_key or "": str(error) for error in found if isinstance(error, UNREADABLE)}
+    too_many = len(unreadable) + len(set_aside) > settings.max_bad_files or not files
+    for error in found:
+        if isinstance(error, NightError) and (too_many or not isinstance(error, UNREADABLE)):
+            raise error
     return EventSchema(
         user_id=id_type_of_all(files, "user_id"),
         item_id=id_type_of_all(files, "item_id"),
         has_rating=settings.has_rating,
         files=files,
-        set_aside={**set_aside, **{error.file_key or "": str(error) for error in bad}},
+        set_aside={**set_aside, **unreadable},
     )
+
+
+def inspect_each(store: Store, objects: list[StoredObject], settings: IngestConfig) -> dict[str, Inspected]:
+    """By key: what each file's footer says, of events or of a table, or what is wrong with it. Raises InputUnstable."""
+
+    def inspect(pinned: StoredObject) -> Inspected:
+        try:
+            return _inspect(store, pinned, settings)
+        except (*UNREADABLE, SchemaDrift) as error:
+            error.file_key = pinned.key
+            return error
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
+        return dict(zip((pinned.key for pinned in objects), threads.map(inspect, objects), strict=True))
+
+
+def readable(found: Inspected) -> EventFile:
+    if isinstance(found, NightError):
+        raise found
+    return found
+
+
+def _inspect(store: Store, pinned: StoredObject, settings: IngestConfig) -> EventFile:
+    table = table_of(pinned.key)
+    if table in TABLES:
+        return inspect_file(store, pinned, list(TABLES[table]), OPTIONAL_OF_TABLE.get(table, ()))
+    return inspect_file(store, pinned, required_of(settings), names=settings.columns.model_dump())
 
 
 def required_of(settings: IngestConfig) -> list[str]:
@@ -166,18 +178,8 @@ def inspect_file(
 ) -> EventFile:
     """One file's footer and wanted columns, which the file calls by `names`.
 
-    Raises InputCorrupt, InputTooLarge (both with the file's key), InputUnstable and SchemaDrift.
+    Raises InputCorrupt, InputTooLarge, InputUnstable and SchemaDrift.
     """
-    try:
-        return _inspect_file(store, pinned, required, optional, names)
-    except (InputCorrupt, InputTooLarge) as error:
-        error.file_key = pinned.key
-        raise
-
-
-def _inspect_file(
-    store: Store, pinned: StoredObject, required: list[str], optional: tuple[str, ...], names: Mapping[str, str]
-) -> EventFile:
     uri = store.uri_of(pinned.key)
     try:
         with store.open(pinned.key) as stream:
@@ -239,78 +241,17 @@ def check_footer(
         raise _corrupt(place, "its footer cannot be read") from error
     if num_rows != rows_in_groups or num_rows < 0:
         raise _corrupt(place, f"it claims {num_rows:,} rows, and its row groups {rows_in_groups:,}")
-    _check_names(arrow.names, place, required, called)
+    check_names(arrow.names, place, required, called)
     wanted = [*required, *(column for column in optional if called[column] in arrow.names)]
     for column in wanted:
         found = arrow.field(called[column]).type
-        if not _ACCEPTS[column](found):
-            raise drift(place, called[column], _in_words(found), WANTED[column])
+        if not ACCEPTS[column](found):
+            raise drift(place, called[column], in_words(found), WANTED[column])
     try:
         types = pl.read_parquet_schema(io.BytesIO(alone))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _corrupt(place, "its schema cannot be read") from error
     return num_rows, {column: types[called[column]] for column in wanted}
-
-
-def _check_names(names: list[str], place: str, required: list[str], called: Mapping[str, str]) -> None:
-    """`called` is what is wanted -> the name that it must have in the file."""
-    for name in names:
-        if names.count(name) > 1:
-            raise drift(place, name, f"{names.count(name)} times", "once")
-    for column, wanted in called.items():
-        for name in names:
-            if name != wanted and name.casefold() == wanted.casefold() and name not in called.values():
-                raise drift(place, wanted, f"the name {name!r}", f"exactly {wanted!r}")
-        if wanted not in names and column in required:
-            raise drift(place, wanted, "no such column", f"{WANTED[column]}; ingest.columns says what it is called")
-
-
-def _is_id(found: pa.DataType) -> bool:
-    return _is_text(found) or pa.types.is_integer(found)
-
-
-def _is_text(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        return pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type)
-    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
-
-
-def _is_list_of_text(found: pa.DataType) -> bool:
-    if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
-        return False
-    return _is_text(found.value_type) or pa.types.is_null(found.value_type)  # null: every list is empty
-
-
-def _is_number(found: pa.DataType) -> bool:
-    return pa.types.is_integer(found) or pa.types.is_floating(found)
-
-
-def _is_instant(found: pa.DataType) -> bool:
-    return pa.types.is_integer(found) or pa.types.is_timestamp(found)
-
-
-def _is_day_or_instant(found: pa.DataType) -> bool:
-    return _is_instant(found) or pa.types.is_date32(found)
-
-
-def _in_words(found: pa.DataType) -> str:
-    """Arrow has several kinds of text, and nobody who wrote a file chose between them."""
-    return "text" if "string" in str(found) and not pa.types.is_nested(found) else str(found)
-
-
-_ACCEPTS: dict[str, Callable[[pa.DataType], bool]] = {
-    "user_id": _is_id,
-    "item_id": _is_id,
-    "rating": _is_number,
-    "timestamp": _is_instant,
-    "event_type": _is_id,
-    "available": pa.types.is_boolean,
-    "categories": lambda found: _is_text(found) or _is_list_of_text(found),
-    "genres": lambda found: _is_text(found) or _is_list_of_text(found),
-    "segments": _is_list_of_text,
-    "segment": _is_text,
-    "published_at": _is_day_or_instant,
-}
 
 
 def id_type_of_all(files: tuple[EventFile, ...], column: str) -> pl.DataType:
@@ -333,11 +274,4 @@ def _corrupt(place: str, why: str) -> InputCorrupt:
     return InputCorrupt(
         f"{place} cannot be read as Parquet: {why}. Nothing was published. Write the file again, or move it out of the "
         "folder if the night can do without it."
-    )
-
-
-def drift(place: str, column: str, found: str, wanted: str) -> SchemaDrift:
-    return SchemaDrift(
-        f"{place}: column {column!r}: found {found}, wanted {wanted}. No row was read and nothing was published. Mend "
-        "what writes the file; columns that nobody asks for do no harm."
     )

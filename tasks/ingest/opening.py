@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
-from tasks.ingest.child import inspect_apart, last_event_apart
+from tasks.ingest.child import last_event_apart
 from tasks.ingest.events import naming_read_errors, scan_events
+from tasks.ingest.footer_child import inspect_apart
 from tasks.ingest.inspection import EventSchema, inspect_files
 from tasks.ingest.planner import Machine, Sizes, ensure_it_fits, plan_night, sizes_of
 from tasks.ingest.readiness import Clock, ensure_any, list_when_ready
@@ -58,7 +59,7 @@ class Opened:
 def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Clock) -> Opened:
     """List once, wait if a day is late, and read the footers of what no earlier night digested. No row is read.
 
-    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, SchemaDrift.
+    Raises InputMissing, InputIncomplete, InputCorrupt, InputTooLarge, InputUnstable, SchemaDrift.
     """
     settings = config.ingest
     listed = list_when_ready(store, settings, night, clock)
@@ -68,11 +69,14 @@ def look(store: Store, config: NightlyConfig, *, night: date | None, clock: Cloc
         events = within_window(events, night, settings)
         ensure_any(events, store, settings, night)
     with pinned_while_reading(store, [*events, *tables]):
-        schema = inspect_apart(store.uri, [*events, *tables], settings)
-    known = read_version(store)
-    return Opened(
-        night, events, tables, schema, sizes_of(schema.files, known_users=known.users, known_items=known.items)
-    )
+        known = read_earlier(store, events, settings).files
+        unknown = [pinned for pinned in (*events, *tables) if pinned.key not in known]
+        found = {**known, **inspect_apart(store.uri, unknown, settings)}
+        schema = inspect_files(store, events, settings, known=found)
+        inspect_tables(store, tables, schema, settings=settings, known=found)
+    registry = read_version(store)
+    sizes = sizes_of(schema.files, known_users=registry.users, known_items=registry.items)
+    return Opened(night, events, tables, schema, sizes)
 
 
 def plan_run(
@@ -204,7 +208,7 @@ def traces_of(store: Store, user_id: int | str, as_of: date, settings: IngestCon
     """
     schema = inspect_files(store, pin_inputs(store, settings), settings)
     users = [pinned for pinned in pin_tables(store) if table_of(pinned.key) == "users"]
-    tables = inspect_tables(store, users, schema)
+    tables = inspect_tables(store, users, schema, settings=settings)
     if isinstance(user_id, str) != (schema.user_id == pl.String):
         return Traces(before=0, likes=0, later=0, quarantined=0, in_users=False)
     valid = pl.col("rule").is_null()

@@ -8,8 +8,8 @@ from tasks.config import IngestConfig
 from tasks.contracts import Remains
 from tasks.errors import NightError
 from tasks.ingest.events import naming_read_errors
+from tasks.ingest.inspection import inspect_each, readable
 from tasks.ingest.scan import scan_columns
-from tasks.ingest.tables import inspect_alone
 from tasks.store import Store, StoredObject
 
 
@@ -34,7 +34,8 @@ def count_remains(
 
 
 def _rows_by_person(store: Store, pinned: StoredObject, wanted: pl.Series, settings: IngestConfig) -> pl.DataFrame:
-    [file] = inspect_alone(store, [pinned], settings)
+    [found] = inspect_each(store, [pinned], settings).values()
+    file = readable(found)
     nobody = pl.DataFrame(schema={"user_id": wanted.dtype, "rows": pl.UInt32})
     if "user_id" not in file.columns or (file.columns["user_id"] == pl.String) != (wanted.dtype == pl.String):
         return nobody

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import fsspec
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from tasks.config import IngestConfig
 from tasks.ingest.inspection import EventFile, EventSchema
@@ -53,6 +52,8 @@ def scan_columns(files: Sequence[EventFile]) -> pl.LazyFrame:
 
 def _scan_bytes(file: EventFile) -> pl.LazyFrame:
     """Text by way of its bytes. What is no UTF-8 comes as its escapes after a NUL, and a rule refuses it by name."""
+    import pyarrow.dataset as ds  # it loads pandas, and hardly a night needs it
+
     filesystem, path = fsspec.core.url_to_fs(place_of(file.uri))
     found = ds.dataset(path, filesystem=filesystem, format="parquet").schema
     wanted = [found.field(file.names[role]) for role in file.columns]

@@ -15,7 +15,15 @@ from tasks.run import fingerprint_of
 from tasks.store import Store, StoredObject
 
 # Optional, beside the events: what is known of items, who else gets a list, what nobody may be given, who is what.
-TABLES = ("items", "users", "blocked", "segments")
+# Table -> the columns that each of its files has.
+TABLES = {
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "blocked": ("user_id", "item_id"),
+    "segments": ("user_id", "segment"),
+}
+ITEM_FACTS = ("available", "categories", "segments", "published_at")  # each optional
+OPTIONAL_OF_TABLE = {"items": (*ITEM_FACTS, "genres")}
 DAY_FOLDER = re.compile(r"(?:dt|date|day)=(\d{4}-\d{2}-\d{2})")
 
 

@@ -10,7 +10,7 @@ availability there); where two say different things about one item, or two segme
 which is meant, and the night ends before it starts to train. What merely cannot be used is counted and left out.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,28 +21,22 @@ from tasks.contracts import Tables
 from tasks.errors import NothingAllowed, TableInvalid
 from tasks.ingest.events import naming_read_errors
 from tasks.ingest.inspection import (
-    FOOTERS_AT_ONCE,
+    NOTHING_KNOWN,
     EventFile,
     EventSchema,
-    drift,
+    Inspected,
     id_type_of_all,
-    inspect_file,
-    inspect_files,
+    inspect_each,
+    readable,
 )
 from tasks.ingest.rules import is_malformed
 from tasks.ingest.scan import microseconds, scan_columns
-from tasks.ingest.sources import TABLES, events_of, table_of
+from tasks.ingest.sources import ITEM_FACTS, TABLES, events_of, table_of
+from tasks.ingest.wanted import drift
 from tasks.registry import Registry
 from tasks.run import file_sha256, fingerprint_of
 from tasks.store import Store, StoredObject
 
-REQUIRED = {
-    "items": ["item_id"],
-    "users": ["user_id"],
-    "blocked": ["user_id", "item_id"],
-    "segments": ["user_id", "segment"],
-}
-FACTS = ("available", "categories", "segments", "published_at")  # of an item, each optional
 LIST_FACTS = ("categories", "segments")
 NO_GENRES = "(no genres listed)"  # GroupLens's words
 MOST_SEGMENTS = 1_000  # each has its own list of popular items, with a number for every item
@@ -72,11 +66,22 @@ class _Counted:
         return kept
 
 
-def inspect_tables(store: Store, objects: list[StoredObject], events: EventSchema) -> TableFiles:
-    """Every table file's footer. Raises InputCorrupt, InputUnstable, and SchemaDrift for ids unlike the events'."""
+def inspect_tables(
+    store: Store,
+    objects: list[StoredObject],
+    events: EventSchema,
+    *,
+    settings: IngestConfig,
+    known: Mapping[str, Inspected] = NOTHING_KNOWN,
+) -> TableFiles:
+    """Every table file's footer; those that are `known`, by key, are not opened.
+
+    Raises InputCorrupt, InputTooLarge, InputUnstable, and SchemaDrift for ids unlike the events'.
+    """
     of_tables = [pinned for pinned in objects if table_of(pinned.key) in TABLES]
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        files = list(threads.map(lambda pinned: _inspect(store, pinned), of_tables))
+    unknown = [pinned for pinned in of_tables if pinned.key not in known]
+    by_key = {**known, **inspect_each(store, unknown, settings)}
+    files = [readable(by_key[pinned.key]) for pinned in of_tables]
     for file in files:
         for column, kind in (("user_id", events.user_id), ("item_id", events.item_id)):
             _expect_kind(file, column, kind)
@@ -87,18 +92,6 @@ def inspect_tables(store: Store, objects: list[StoredObject], events: EventSchem
         user_id=id_type_of_all(users, "user_id"),
         item_id=events.item_id,
     )
-
-
-def inspect_alone(store: Store, objects: list[StoredObject], settings: IngestConfig) -> list[EventFile]:
-    """Footers of files of any kind, events or tables, without holding one against another."""
-    events = events_of(objects)
-    of_events = list(inspect_files(store, events, settings).files) if events else []
-    return of_events + [_inspect(store, pinned) for pinned in objects if table_of(pinned.key) in TABLES]
-
-
-def _inspect(store: Store, pinned: StoredObject) -> EventFile:
-    table = table_of(pinned.key)
-    return inspect_file(store, pinned, REQUIRED[table], (*FACTS, "genres") if table == "items" else ())
 
 
 def _expect_kind(file: EventFile, column: str, kind: pl.DataType) -> None:
@@ -192,7 +185,7 @@ def _items(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) 
     """item_id, and the facts that any file has; null where none says it. Lists are sorted, each entry once."""
     frames = [_item_facts(file, tables.item_id, counted) for file in files]
     together = pl.concat(frames, how="diagonal")
-    facts = [name for name in FACTS if name in together.columns]
+    facts = [name for name in ITEM_FACTS if name in together.columns]
     if not facts:
         return together.unique().sort("item_id")
     said = together.group_by("item_id").agg(pl.col(name).drop_nulls().n_unique() for name in facts)
@@ -214,7 +207,7 @@ def _items(files: tuple[EventFile, ...], tables: TableFiles, counted: _Counted) 
 def _item_facts(file: EventFile, kind: pl.DataType, counted: _Counted) -> pl.DataFrame:
     """One file's items, each once; lists as one text, which compares and merges as any other value."""
     columns = file.columns
-    facts = [_fact(pl.col(name), name, columns[name]) for name in FACTS if name in columns]
+    facts = [_fact(pl.col(name), name, columns[name]) for name in ITEM_FACTS if name in columns]
     if "genres" in columns and "categories" not in columns:
         facts.append(_genres(columns["genres"]))
     frame = scan_columns([file]).select(_id("item_id", kind), *facts).collect(engine="streaming")

@@ -16,9 +16,8 @@ from tasks.errors import RunConfigError
 from tasks.store.contract import Listing, Store, StoredObject
 from tasks.store.local import LocalStore
 from tasks.store.outcome import settle
-from tasks.store.s3 import S3Store
 
-__all__ = ["Listing", "LocalStore", "S3Store", "Store", "StoredObject", "open_store", "settle"]
+__all__ = ["Listing", "LocalStore", "Store", "StoredObject", "open_store", "settle"]
 
 
 def open_store(uri: str) -> Store:
@@ -38,6 +37,8 @@ def open_store(uri: str) -> Store:
         return LocalStore(Path(rest))
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
+        from tasks.store.s3 import S3Store  # its client takes half a second to load, in each process of a night
+
         return S3Store(bucket, prefix)
     raise RunConfigError(
         f"a store cannot be reached by {scheme[:20]!r}. Nothing was started. "
