@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly plan show forget forget-sweep test lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly plan show forget forget-sweep test test-faults lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk \
   bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
@@ -114,6 +114,9 @@ bench-ingest: .venv/dev ## 100 M events beside plain Polars, 200 M, a second nig
 
 bench-planner: .venv/dev ## what the planner says a night takes, beside what it took; DATA= ROWS=
 	@$(BIN)/python -m benchmarks.planner $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")
+
+test-faults: .venv/dev ## 36 corrupt inputs and thousands of mutated files; MUTATIONS=
+	@$(BIN)/python -m benchmarks.hostile $(if $(MUTATIONS),--mutations "$(MUTATIONS)")
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -99,9 +99,7 @@ def _answer_at_once(job: Job) -> Any:
     except Killed as killed:
         suspects = [found for found in job.files if found.key not in job.set_aside]
         alone = Job("read through", job.store_uri, [], job.settings)
-        raise name_the_killer(
-            job.store_uri, suspects, lambda some: _ask(replace(alone, files=some)), killed
-        ) from None
+        raise name_the_killer(job.store_uri, suspects, lambda some: _ask(replace(alone, files=some)), killed) from None
 
 
 def _ask(job: Job) -> Any:

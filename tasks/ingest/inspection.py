@@ -41,6 +41,7 @@ THRIFT_LIMIT = "Exceeded size limit"  # in Arrow's words
 ID_COLUMNS = ("user_id", "item_id")
 OUR_NAMES: Mapping[str, str] = {}  # what is wanted is called what we call it
 
+
 def _type_as_text(kind: pl.DataType) -> str:
     """A process that inspects files tells another; what it read is not to be trusted with more than text."""
     return base64.b64encode(pl.DataFrame(schema={"": kind}).write_ipc(None).getvalue()).decode()

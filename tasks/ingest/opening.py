@@ -15,6 +15,7 @@ from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Run, Traces
 from tasks.errors import DiskFull, InputUnstable, RunConfigError
 from tasks.ingest.child import last_event_apart
+from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import naming_read_errors, scan_events
 from tasks.ingest.footer_child import inspect_apart
 from tasks.ingest.inspection import EventSchema, inspect_files

@@ -31,7 +31,7 @@ from tasks.ingest.inspection import (
 )
 from tasks.ingest.rules import is_malformed
 from tasks.ingest.scan import microseconds, scan_columns
-from tasks.ingest.sources import ITEM_FACTS, TABLES, events_of, table_of
+from tasks.ingest.sources import ITEM_FACTS, TABLES, table_of
 from tasks.ingest.wanted import drift
 from tasks.registry import Registry
 from tasks.run import file_sha256, fingerprint_of

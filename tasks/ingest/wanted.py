@@ -1,4 +1,4 @@
-"""What a night wants of a file's columns, and whether it finds it. A file that has something else is refused by name."""
+"""What a night wants of a file's columns, and whether it finds it; a file with something else is refused by name."""
 
 from collections.abc import Callable, Mapping
 

@@ -53,7 +53,10 @@ def read(store: Any, folder: Path) -> Tables:
     for name in ("user", "item"):  # as ingest leaves them
         seen.select(f"{name}_id").unique(maintain_order=True).write_parquet(tmp_events(folder) / f"{name}s.parquet")
     return digest_tables(
-        inspect_tables(store, pin_tables(store), schema, settings=SETTINGS), tmp_events(folder), folder, open_registry(store)
+        inspect_tables(store, pin_tables(store), schema, settings=SETTINGS),
+        tmp_events(folder),
+        folder,
+        open_registry(store),
     )
 
 
