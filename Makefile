@@ -7,7 +7,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly plan show forget forget-sweep test test-faults lint types bench-night bench-recipe bench-training bench-training-best \
-  bench-training-growth bench-training-ranks bench-training-kills bench-topk \
+  bench-training-growth bench-training-ranks bench-training-kills bench-topk bench-gpu \
   bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
 help: ## list the targets
@@ -106,6 +106,9 @@ bench-training-kills: .venv/dev ## 20 killed or hung ranks and agents: recovered
 bench-topk: .venv/bench ## top-K beside implicit, faiss and torch; growth, exactness, reasons; then memory and ranks; DATA=
 	@$(BIN)/python -m benchmarks.topk $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python -m benchmarks.scale
+
+bench-gpu: .venv/dev ## training and top-K on one GPU beside the CPUs, LGConv, the authors' product and plain torch; DATA=
+	@$(BIN)/python -m benchmarks.gpu $(if $(DATA),--data "$(DATA)")
 
 bench-ingest: .venv/dev ## 100 M events beside plain Polars, 200 M, a second night, one hash; ROWS= PARTS= SCRATCH=
 	@$(BIN)/python -m benchmarks.ingest $(if $(ROWS),--rows "$(ROWS)") $(if $(PARTS),--parts $(PARTS)) \

@@ -1,4 +1,7 @@
-"""What all benchmarks need: where they ran, where figures go, and public splits as the graph arrays that ranks read."""
+"""What all benchmarks need: where they ran, where figures go, and public splits as the graph arrays that ranks read.
+
+Polars and the settings are imported where they are used: benchmarks/gpu.py also runs where only models/ can.
+"""
 
 import json
 import os
@@ -6,19 +9,17 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
+import torch
 
 from models.graph import Csr, interactions_by_user, load_csr, normalised_adjacency, save_arrays
 from models.losses import temperature_of
 from models.train import Spec
-from tasks.config import GraphConfig, TrainConfig
-from tasks.graph.pairs import write_pairs
-from tasks.graph.task import graph_of
-from tasks.run import read_ids
-from tasks.train.fitting import SUPERVISION, WHERE
+
+if TYPE_CHECKING:
+    import polars as pl
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT_ROOT / "benchmarks" / "results"
@@ -30,11 +31,17 @@ def machine() -> str:
         platform.processor(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {platform.python_version()}"
+    gpu = f", {torch.cuda.device_count()} {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB{gpu}, Python {platform.python_version()}"
 
 
 def commit() -> str:
-    """What is checked out; -dirty where code differs from it. Results are written by the runs themselves."""
+    """What is checked out; -dirty where code differs from it. Results are written by the runs themselves.
+
+    NIGHTGRAPH_COMMIT says it where the files are a copy without git.
+    """
+    if told := os.environ.get("NIGHTGRAPH_COMMIT"):
+        return told
 
     def git(*words: str) -> str:
         found = subprocess.run(["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
@@ -60,6 +67,9 @@ def merge_results(name: str, part: str, figures: dict[str, Any], details: object
 
 def spec_of(folder: Path, num_users: int, num_items: int, *, threads: int = 2, **changes: Any) -> Spec:
     """The defaults of a night on these arrays, with some settings changed."""
+    from tasks.config import TrainConfig
+    from tasks.train.fitting import SUPERVISION, WHERE
+
     settings: dict[str, Any] = {
         "graph_folder": str(folder),
         "output_folder": str(folder),
@@ -83,6 +93,8 @@ def spec_of(folder: Path, num_users: int, num_items: int, *, threads: int = 2, *
 
 def read_split(folder: Path) -> tuple[Csr, Csr, int]:
     """The likes of both parts, and the number of items."""
+    import polars as pl
+
     train, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("train", "test"))
     num_users = 1 + max(int(part["user"].to_numpy().max()) for part in (train, test))
     num_items = 1 + max(int(part["item"].to_numpy().max()) for part in (train, test))
@@ -127,11 +139,18 @@ def write_arrays(folder: Path, train: Csr, target: Csr, num_items: int, *, users
 # ---- MovieLens as it comes (ratings with times)
 
 
-def write_movielens(ratings: Path | pl.DataFrame, split: str, folder: Path) -> tuple[Path, int, int]:
+def write_movielens(ratings: "Path | pl.DataFrame", split: str, folder: Path) -> tuple[Path, int, int]:
     """The graph room's own path from ratings to arrays. Also: how many users, how many items.
 
     Beside them what a warm start asks for: rows of a registry, for which these sets' own numbers do, and the cut.
     """
+    import polars as pl
+
+    from tasks.config import GraphConfig
+    from tasks.graph.pairs import write_pairs
+    from tasks.graph.task import graph_of
+    from tasks.run import read_ids
+
     folder.mkdir(parents=True)
     events = ratings if isinstance(ratings, pl.DataFrame) else pl.read_parquet(ratings)
     latest = events.sort("timestamp").unique(["user_id", "item_id"], keep="last")

@@ -55,7 +55,8 @@ class AuthorsStep:
 
     def __init__(self, graph: Tensor, num_users: int, *, width: int, layers: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.table = torch.nn.Parameter(0.1 * torch.randn(graph.shape[0], width, generator=generator))
+        start_ND = 0.1 * torch.randn(graph.shape[0], width, generator=generator)
+        self.table = torch.nn.Parameter(start_ND.to(graph.device))
         self.graph, self.num_users, self.layers = graph, num_users, layers
         self.optimiser = torch.optim.Adam([self.table], lr=0.001)
 

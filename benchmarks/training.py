@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from models.processes import keep_freed_memory
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
 from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from models.topk import top_k
-from models.train import begin, fit, make_repeatable, sampler_of
+from models.train import Spec, begin, fit, make_repeatable, sampler_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 THREADS = 2
@@ -47,7 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         gowalla = read_split(data / "gowalla")
-        figures = adjacency_figures(*gowalla) | operator_figures(*gowalla) | step_figures(*gowalla, folder)
+        figures = adjacency_figures(*gowalla) | operator_figures(*gowalla)
+        write_arrays(folder / "step", *gowalla)
+        spec = spec_of(folder / "step", gowalla[0].num_rows, gowalla[2], threads=THREADS)
+        figures |= step_figures(gowalla[0], spec, ALONE)
         details: dict[str, Any] = {}
         for name, prefix, changes in (
             ("gowalla", "gowalla", {"width": 128}),
@@ -90,16 +94,18 @@ def adjacency_figures(train: Csr, test: Csr, num_items: int) -> dict[str, float]
     }
 
 
-def operator_figures(train: Csr, test: Csr, num_items: int, width: int = 64, layers: int = 3) -> dict[str, float]:
+def operator_figures(
+    train: Csr, test: Csr, num_items: int, width: int = 64, layers: int = 3, device: str = "cpu"
+) -> dict[str, float]:
     """One mean of layers, forward alone and with its backward: ours, LGConv on our CSR and on edges, torch's COO."""
     from torch_geometric.nn import LGConv
 
     stored = normalised_adjacency(train, num_items)
-    matrix, coo = Matrix.of(stored), coo_of(stored)
+    matrix, coo = Matrix.of(stored, device), coo_of(stored).to(device)
     csr = torch.sparse_csr_tensor(matrix.indptr, matrix.indices, matrix.values, size=coo.shape)
     edges = coo.indices().flip(0)
     as_it_comes, normalised = LGConv(), LGConv(normalize=False)
-    table_ND = torch.randn(coo.shape[0], width, generator=torch.Generator().manual_seed(0))
+    table_ND = torch.randn(coo.shape[0], width, generator=torch.Generator().manual_seed(0)).to(device)
 
     def by_convolution(convolution: Any, graph: torch.Tensor, start_ND: torch.Tensor) -> torch.Tensor:
         total_ND, layer_ND = start_ND, start_ND
@@ -122,7 +128,7 @@ def operator_figures(train: Csr, test: Csr, num_items: int, width: int = 64, lay
             forward[name] = best_of(lambda run=run: run(table_ND), repeats)  # type: ignore[misc]
         leaf = table_ND.clone().requires_grad_()
         both[name] = best_of(lambda run=run, leaf=leaf: run(leaf).sum().backward(), repeats)  # type: ignore[misc]
-    gathered = 2 * len(train.indices) * width * layers * 4 / bytes_a_second()
+    gathered = 2 * len(train.indices) * width * layers * 4 / bytes_a_second(device)
     return {
         **{f"propagation_speedup_over_{name}": forward[name] / forward["ours"] for name in list(ways)[1:]},
         **{f"propagation_with_backward_speedup_over_{name}": both[name] / both["ours"] for name in list(ways)[1:]},
@@ -131,17 +137,17 @@ def operator_figures(train: Csr, test: Csr, num_items: int, width: int = 64, lay
     }
 
 
-def step_figures(train: Csr, test: Csr, num_items: int, folder: Path) -> dict[str, float]:
+def step_figures(train: Csr, spec: Spec, ranks: Ranks) -> dict[str, float]:
     """BPR as in the paper: 2,048 triplets, d 64, 3 layers. The authors' epoch is a tenth of its steps, times ten."""
-    write_arrays(folder / "step", train, test, num_items)
     steps = -(-len(train.indices) // 2048)
-    spec = spec_of(
-        folder / "step", train.num_rows, num_items, threads=THREADS, loss="bpr", width=64, layers=3,
-        batches_per_epoch=steps, weight_decay=1e-4, learning_rate=0.001, max_epochs=1000,
+    spec = replace(
+        spec, loss="bpr", width=64, layers=3, batches_per_epoch=steps, weight_decay=1e-4, learning_rate=0.001,
+        max_epochs=1000,
     )  # fmt: skip
-    training = begin(spec, ALONE, "served", train, Clock())
-    sampler = sampler_of(spec, train, ALONE.device, training.likeness_U)
-    theirs = AuthorsStep(coo_of(load_adjacency(folder / "step", "adjacency_all")), train.num_rows, width=64, layers=3)
+    training = begin(spec, ranks, "served", train, Clock())
+    sampler = sampler_of(spec, train, ranks.device, training.likeness_U)
+    graph = coo_of(load_adjacency(spec.graph_folder, "adjacency_all")).to(ranks.device)
+    theirs = AuthorsStep(graph, train.num_rows, width=64, layers=3)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number, step in enumerate(sampler.epoch(1, 0, 1)):
         if number == steps // 10:
@@ -161,20 +167,28 @@ def step_figures(train: Csr, test: Csr, num_items: int, folder: Path) -> dict[st
     }
 
 
-def bytes_a_second(size: int = 2**28) -> float:
+def bytes_a_second(device: str = "cpu", size: int = 2**28) -> float:
     """What this machine reads of a large array, summing it up."""
-    array = torch.ones(size // 4)
+    array = torch.ones(size // 4, device=device)
     return size / best_of(array.sum, 5)
 
 
 def best_of(run: Callable[[], object], repeats: int) -> float:
+    """Seconds; of what is queued on a GPU, too."""
     run()
     times = []
     for _ in range(repeats):
+        wait_for_gpu()
         started = time.perf_counter()
         run()
+        wait_for_gpu()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 # ---- quality on test

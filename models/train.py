@@ -392,7 +392,8 @@ def named_failures(spec: Spec) -> Iterator[None]:
         raise
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-            words in str(error) for words in ("not enough memory", "can't allocate memory")
+            words in str(error)
+            for words in ("not enough memory", "can't allocate memory", "ALLOC_FAILED")  # cuBLAS
         ):
             leave("TrainingOutOfMemory", (str(error).splitlines() or ["no memory"])[0][:300])
         raise
