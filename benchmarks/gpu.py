@@ -176,17 +176,17 @@ def seconds_to(found: Fit, recall: float) -> float:
 
 
 def block_sizes(spec: Spec, ranks: Ranks, folder: Path) -> dict[str, float]:
-    """Seconds of four epochs with other numbers of columns and of users at once than the CPU's caches want."""
+    """Seconds of four epochs by how many columns and users are taken at once; 32 and 256 are the CPU's."""
     figures = {}
-    kept = lightgcn.COLUMNS_AT_ONCE, losses.USERS_AT_ONCE
-    for columns, users in ((32, 256), (128, 256), (32, 2048), (128, 2048), (128, 8192)):
-        lightgcn.COLUMNS_AT_ONCE, losses.USERS_AT_ONCE = columns, users
+    kept = lightgcn.COLUMNS_AT_ONCE_ON_GPU, losses.USERS_AT_ONCE_ON_GPU
+    for columns, users in ((32, 256), (32, 2048), (64, 2048), (128, 2048), (128, 8192)):
+        lightgcn.COLUMNS_AT_ONCE_ON_GPU, losses.USERS_AT_ONCE_ON_GPU = columns, users
         own = replace(spec, max_epochs=4, output_folder=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         found = fit(own, ranks, "served", epochs=4, validation=None, identity="")
         for part in ("propagate", "backward", "score"):
             figures[f"columns_{columns}_users_{users}_seconds_{part}"] = found.seconds_by_part[part]
-    lightgcn.COLUMNS_AT_ONCE, losses.USERS_AT_ONCE = kept
+    lightgcn.COLUMNS_AT_ONCE_ON_GPU, losses.USERS_AT_ONCE_ON_GPU = kept
     return figures
 
 

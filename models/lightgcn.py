@@ -22,6 +22,7 @@ from models.sparse import sparse_times_dense
 
 START_ROOT_MEAN_SQUARE = 0.1  # of the table that a fit starts from: what a step of Adam is worth depends on it
 COLUMNS_AT_ONCE = 32  # each column propagates alone; so few of them keep the gathered rows in the cache
+COLUMNS_AT_ONCE_ON_GPU = 128  # where narrow strips are only more products, each of them short
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def mean_of_layers(table: Tensor, multiply: Callable[[Tensor], Tensor], layers: 
     "Propagation", has what the strips, the format and the missing activations are worth.
     """
     mean = torch.empty_like(table)
-    for start in range(0, table.shape[1], COLUMNS_AT_ONCE):
-        columns = slice(start, start + COLUMNS_AT_ONCE)
+    at_once = COLUMNS_AT_ONCE_ON_GPU if table.is_cuda else COLUMNS_AT_ONCE
+    for start in range(0, table.shape[1], at_once):
+        columns = slice(start, start + at_once)
         layer = table[:, columns].contiguous()
         total = layer.clone()
         for _ in range(layers):

@@ -8,6 +8,7 @@ from models.sampling import Share, Triplets
 from models.sparse import inner_products, sparse_times_dense
 
 USERS_AT_ONCE = 256  # with thousands of negatives each: about as much as the second-level cache holds
+USERS_AT_ONCE_ON_GPU = 2048  # enough to keep it busy between one call and the next
 
 
 def temperature_of(*, users: int, items: int, likes: int) -> float:
@@ -79,14 +80,15 @@ def _loss_and_gradient(
     grad_user_BD, grad_item_WD = grad_WD[: share.num_users], grad_WD[share.num_users :]
     loss = unit_WD.new_zeros((), dtype=torch.float64)
     factor_MD = negative_MD.bfloat16() if low_precision else negative_MD
-    cuts = [*share.liked_indptr[::USERS_AT_ONCE].tolist(), len(places)]
-    met = torch.searchsorted(share.collision_user, torch.arange(0, share.num_users, USERS_AT_ONCE).to(places)).tolist()
+    at_once = USERS_AT_ONCE_ON_GPU if unit_WD.is_cuda else USERS_AT_ONCE
+    cuts = [*share.liked_indptr[::at_once].tolist(), len(places)]
+    met = torch.searchsorted(share.collision_user, torch.arange(0, share.num_users, at_once).to(places)).tolist()
     met.append(len(share.collision_user))
     ceiling = _ceiling(negative_bias_M, temperature)
     if ceiling is not None:
         negative_bias_M = negative_bias_M - ceiling  # one pass over M instead of one over B x M
-    for block, start in enumerate(range(0, share.num_users, USERS_AT_ONCE)):
-        users = slice(start, min(start + USERS_AT_ONCE, share.num_users))
+    for block, start in enumerate(range(0, share.num_users, at_once)):
+        users = slice(start, min(start + at_once, share.num_users))
         likes, collisions = slice(cuts[block], cuts[block + 1]), slice(met[block], met[block + 1])
         factor_bD = user_BD[users].to(factor_MD.dtype)
         if low_precision:

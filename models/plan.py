@@ -7,8 +7,8 @@ what was measured).
 
 from dataclasses import dataclass
 
-from models.lightgcn import COLUMNS_AT_ONCE
-from models.losses import USERS_AT_ONCE
+from models.lightgcn import COLUMNS_AT_ONCE, COLUMNS_AT_ONCE_ON_GPU
+from models.losses import USERS_AT_ONCE, USERS_AT_ONCE_ON_GPU
 
 TABLES = 8  # table, gradient, Adam's two moments, propagated, its gradient, and two more while one becomes the other
 START_TABLES = 9  # of width + 16 columns: bases, their factorisations, products
@@ -34,17 +34,30 @@ class Size:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one rank. Multiply-adds a second where rows are gathered (the graph) and where they are not (scores)."""
+    """Of one rank. Multiply-adds a second where rows are gathered (the graph) and where they are not (scores).
+
+    And how much of either is done at once, which decides memory.
+    """
 
     gathered: float
     dense: float
     bytes_moved: float  # to other ranks, a second
     step: float  # seconds that any step costs: calls, draws, the optimiser's
     message: float  # seconds that a message costs, however short
+    columns_at_once: int = COLUMNS_AT_ONCE
+    users_at_once: int = USERS_AT_ONCE
 
 
 CPU_THREAD = Rates(gathered=5e9, dense=6e10, bytes_moved=1e9, step=0.005, message=0.0003)
-GPU = Rates(gathered=3e11, dense=1e13, bytes_moved=1e11, step=0.002, message=0.00005)
+GPU = Rates(
+    gathered=3e11,
+    dense=1e13,
+    bytes_moved=1e11,
+    step=0.002,
+    message=0.00005,
+    columns_at_once=COLUMNS_AT_ONCE_ON_GPU,
+    users_at_once=USERS_AT_ONCE_ON_GPU,
+)
 
 
 @dataclass(frozen=True)
@@ -70,15 +83,16 @@ def cost_of(split: str, size: Size, ranks: int, rates: Rates) -> Cost:
     # A checkpoint or a look at validation puts a table together; averaged gradients have a copy of their own.
     together = 0 if ranks == 1 else table if split == "data" else 2 * table
     graph = whole_graph / ranks if split == "rows" else whole_graph
-    strip = 4 * size.nodes * min(size.width, COLUMNS_AT_ONCE)
-    step = ROW_TABLES * 4 * rows_of_share * size.width + 40 * likes_of_share + 12 * USERS_AT_ONCE * size.negatives
+    strip = 4 * size.nodes * min(size.width, rates.columns_at_once)
+    scores = 12 * rates.users_at_once * size.negatives
+    step = ROW_TABLES * 4 * rows_of_share * size.width + 40 * likes_of_share + scores
     fetched = 2 * (ranks - 1) / ranks * 4 * rows_of_share * size.width  # rows there, gradients back
     moved = {
         "data": 2 * (ranks - 1) / ranks * table,
         "columns": fetched,
         "rows": fetched + 2 * size.layers * (ranks - 1) / ranks * table,
     }[split]
-    strips = -(-size.width // COLUMNS_AT_ONCE)
+    strips = -(-size.width // rates.columns_at_once)
     exchanges = {"data": 1, "columns": 2, "rows": 2 + 2 * size.layers * strips}[split]
     messages = 2 * (ranks - 1) * exchanges
     gathered = 4 * size.layers * size.likes * size.width / (1 if split == "data" else ranks)

@@ -31,5 +31,5 @@ def inner_products(indptr: Tensor, indices: Tensor, left_RD: Tensor, right_CD: T
 
 def _csr(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(beta state|is not supported).*")
+        warnings.filterwarnings("ignore", message=".*(beta state|is not supported|implicitly disabled).*")
         return torch.sparse_csr_tensor(indptr, indices, values, size=shape, check_invariants=False)
