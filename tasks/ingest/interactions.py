@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from models.pairs import MICRO, Folding, strengths
+from models.pairs import DAY_US, MICRO, Folding, strengths
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
@@ -36,7 +36,7 @@ from tasks.ingest.digest import KINDS, ROWS_PER_GROUP, FileCounts, ids_in, read_
 from tasks.ingest.events import instant, naming_read_errors
 from tasks.ingest.inspection import EventSchema, id_type_of_all
 from tasks.ingest.merge import Merged, merge_runs
-from tasks.ingest.rules import DAY_US, ensure_contract, midnight_us
+from tasks.ingest.rules import ensure_contract, midnight_us
 from tasks.ingest.scan import scan_file
 from tasks.ingest.units import Unit, unit_folder, units_of
 from tasks.registry import Registry, extend, open_registry

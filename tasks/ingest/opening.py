@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -38,10 +37,6 @@ from tasks.registry import read_version
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 from tasks.warm import find_source
-
-# The pairs and the quarantined rows are each at most what came in; the rest is for what the engine spills.
-BYTES_NEEDED_A_BYTE = 2
-BYTES_NEEDED_ALWAYS = 64 << 20
 
 log = logging.getLogger("nightgraph.ingest")
 
@@ -173,18 +168,6 @@ def read_pinned(path: str) -> list[StoredObject]:
             f"{path}, the list of the files that this night reads, is gone: somebody emptied the work folder meanwhile."
             " Nothing was published. Run again: the inputs are listed anew."
         ) from None
-
-
-def ensure_room(folder: Path, *, num_input_bytes: int) -> None:
-    """Raises DiskFull before hours are spent, by a rough estimate; the disk may still fill up later."""
-    need = BYTES_NEEDED_A_BYTE * num_input_bytes + BYTES_NEEDED_ALWAYS
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise DiskFull(
-            f"the disk of {folder} has {free / 2**20:,.0f} MiB free and ingest needs about {need / 2**20:,.0f} MiB for "
-            f"{num_input_bytes / 2**20:,.0f} MiB of events. Nothing was read or published. Free space there, or set "
-            f"{WORK_VARIABLE} to a larger disk, and run again."
-        )
 
 
 def scan_likes(store: Store, settings: IngestConfig) -> pl.LazyFrame:

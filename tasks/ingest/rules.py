@@ -1,14 +1,13 @@
 """What is wrong with a row: the named rules, each a Polars expression, in one list.
 
-A row is refused under the first contract rule that it breaks, and kept in quarantine/ as it came. Where refused rows
-reach a share of all, whoever writes the events has changed something, and the night stops. A rule that only sets rows
-aside counts what is real and not to be learned from.
+A row is refused under the first rule that it breaks, and kept in quarantine/ as it came. Where refused rows reach a
+share of all, whoever writes the events has changed something, and the night stops. What is real and not to be learned
+from, repeats and bots, is set aside where all events of a day stand together (digest.py).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Literal
 
 import polars as pl
 
@@ -20,7 +19,6 @@ LONGEST_ID_BYTES = 256
 LARGEST_RATING = 1e6  # like_threshold cannot be set beyond it
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_10000_US = 253_402_300_800_000_000
-DAY_US = 86_400_000_000
 CLOCK_SLACK = timedelta(days=1)
 WORST_FILES_NAMED = 3
 
@@ -31,11 +29,10 @@ class Rule:
 
     name: str
     breaks: pl.Expr
-    kind: Literal["contract", "set aside"]
 
 
 def rules(file: EventFile, schema: EventSchema, settings: IngestConfig) -> list[Rule]:
-    """The contract rules for one file, in the order in which they name a row."""
+    """For one file, in the order in which they name a row."""
     ids = {"user_id": schema.user_id, "item_id": schema.item_id}
     time = pl.col("timestamp_us")
     named = {f"null_{name}": pl.col(name).is_null() for name in ids}
@@ -51,16 +48,7 @@ def rules(file: EventFile, schema: EventSchema, settings: IngestConfig) -> list[
     named["timestamp_before_1970"] = time < 0
     named["timestamp_after_9999"] = time >= YEAR_10000_US
     named["timestamp_in_future"] = time > microseconds_of(file.modified_at + CLOCK_SLACK)
-    return [Rule(name, breaks, "contract") for name, breaks in named.items()]
-
-
-def bot_rule(settings: IngestConfig, user: pl.Expr) -> Rule:
-    """All events of a user on a day (UTC) that has more than ingest.bot_events_per_day of theirs.
-
-    For the distinct events of one unit, whose users `user` tells apart: a day that was delivered twice makes no bot.
-    """
-    on = pl.col("timestamp_us") // DAY_US
-    return Rule("bot", pl.len().over(user, on) > settings.bot_events_per_day, "set aside")
+    return [Rule(name, breaks) for name, breaks in named.items()]
 
 
 def is_malformed(text: pl.Expr) -> pl.Expr:

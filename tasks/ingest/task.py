@@ -19,7 +19,7 @@ from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
 from tasks.ingest.forgetting import objects_in_use, rewrite_days
 from tasks.ingest.machine import this_machine
-from tasks.ingest.opening import ensure_room, plan_run, read_pinned
+from tasks.ingest.opening import plan_run, read_pinned
 from tasks.ingest.people import forget_ids, id_kind, ids_of, look_for, replaced_registry_files
 from tasks.ingest.readiness import Clock
 from tasks.ingest.sources import events_of, pinned_while_reading
@@ -78,7 +78,6 @@ def ingest(run: Run) -> Interactions:
     """The pinned files as one row for every valid (user, item) pair, with every quarantined row kept under its rule."""
 
     def compute(folder: Path) -> Interactions:
-        ensure_room(folder, num_input_bytes=run.num_input_bytes)
         store, pinned = open_store(run.store_uri), events_of(read_pinned(run.inputs_path))
         with pinned_while_reading(store, pinned):
             return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, settings=run.config.ingest)

@@ -21,7 +21,6 @@ from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Interactions, Run
 from tasks.errors import (
     CountsDisagree,
-    DiskFull,
     GraphTooSmall,
     InputCorrupt,
     InputMissing,
@@ -32,12 +31,11 @@ from tasks.errors import (
     RunConfigError,
     SchemaDrift,
 )
-from tasks.ingest import opening
 from tasks.ingest.child import digest_apart
 from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest, ensure_counts_add_up
-from tasks.ingest.opening import ensure_room, plan_run, read_pinned, write_pinned
+from tasks.ingest.opening import plan_run, read_pinned, write_pinned
 from tasks.ingest.planner import Machine
 from tasks.ingest.readiness import Clock
 from tasks.ingest.rules import rules
@@ -780,13 +778,6 @@ def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: 
     with pytest.raises(RunConfigError, match=r"cannot be written \(File exists\).*Set NIGHTGRAPH_WORK"):
         write_pinned([], tmp_path / "a file" / "inputs.json")
     assert (run.num_files, run.num_input_bytes) == (1, pin_inputs(store, SETTINGS)[0].num_bytes)
-
-
-def test_a_disk_that_is_too_small_is_named_before_anything_is_read(tmp_path: Path, monkeypatch: Any) -> None:
-    ensure_room(tmp_path, num_input_bytes=0)
-    monkeypatch.setattr(opening, "BYTES_NEEDED_ALWAYS", 2**60)
-    with pytest.raises(DiskFull, match=r"MiB free and ingest needs about .* MiB"):
-        ensure_room(tmp_path, num_input_bytes=1_000_000)
 
 
 def test_a_disk_that_fills_up_while_writing_is_a_full_disk(store: Any, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rows that break a rule: named, kept, counted, and too many of them the end of a night."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from tasks.errors import ContractViolation, InputCorrupt
 from tasks.ingest.digest import read_unit
 from tasks.ingest.events import naming_read_errors, with_text_as_bytes
 from tasks.ingest.inspection import EventSchema, inspect_files
-from tasks.ingest.rules import CLOCK_SLACK, bot_rule, ensure_contract, microseconds_of
+from tasks.ingest.rules import CLOCK_SLACK, ensure_contract, microseconds_of
 from tasks.ingest.scan import as_they_came, scan_file
 from tasks.ingest.sources import pin_inputs
 from tasks.store import open_store
+from tests.worlds import pairs_of, read_night
 
 SETTINGS = IngestConfig()
 NOON_S = int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp())
@@ -125,14 +126,18 @@ def test_another_corrupt_file_is_not_read_again(store: Any) -> None:
     assert with_text_as_bytes(schema.files, other) is None
 
 
-def test_a_bot_is_a_user_with_too_many_events_on_one_day_and_only_for_that_day() -> None:
-    day_us = 86_400_000_000
-    frame = pl.DataFrame(
-        {"user": [1] * 4 + [1] * 2 + [2] * 3, "timestamp_us": [5, 6, 7, 8, day_us, day_us + 1, 5, 6, 7]}
-    )
-    rule = bot_rule(IngestConfig(bot_events_per_day=3), pl.col("user"))
-    assert rule.kind == "set aside"
-    assert frame.select(rule.breaks).to_series().to_list() == [True] * 4 + [False] * 5
+def test_a_bot_is_a_user_with_too_many_events_on_one_day_and_only_for_that_day(store: Any, tmp_path: Path) -> None:
+    busy = [("ada", "tea", NOON_S + second) for second in range(4)]
+    quieter = [("ada", "jam", NOON_S + 86_400 + second) for second in range(2)]
+    other = [("ben", item, NOON_S + second) for second, item in enumerate(["tea", "jam", "tea"])]
+    users, items, times = zip(*busy, *quieter, *other, strict=True)
+    for name in ("a", "b"):  # what is delivered twice makes no bot
+        rows = events(9, user_id=list(users), item_id=list(items), timestamp=list(times))
+        put(store, rows, f"events/dt=2026-11-22/{name}.parquet")
+    night = read_night(store, tmp_path, as_of=date(2026, 11, 25), bot_events_per_day=3)
+    assert night.set_aside == {"bot": 4, "duplicate": 9, "older": 2}
+    left = pairs_of(night)
+    assert left.select("user_id", "item_id").rows() == [("ada", "jam"), ("ben", "jam"), ("ben", "tea")]
 
 
 def test_refused_rows_of_files_that_disagree_go_into_one_table(store: Any) -> None:
