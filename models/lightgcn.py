@@ -221,7 +221,8 @@ def leading_singular_vectors(
     """(U, C), (C,), (I, C) of D_U^-1/2 R D_I^-1/2, largest first; C is `width` or all that there are.
 
     Randomised range finder with three power iterations and 16 columns more than asked for (Halko, Martinsson, Tropp
-    2011). The same bits whatever the number of threads.
+    2011). The same bits whatever the number of threads. A vector and its opposite serve alike and libraries differ in
+    which they give: each is turned to lie on the same side of a random direction, or the start would depend on the CPU.
     """
     num_items = len(adjacency.indptr) - 1 - num_users
     columns = min(width + 16, num_users, num_items)
@@ -255,7 +256,8 @@ def leading_singular_vectors(
         right_IC, singular_C, left_CC = torch.linalg.svd(projected_IC, full_matrices=False)
     after_each()
     kept = min(width, columns)
-    return (basis_UC @ left_CC.T)[:, :kept], singular_C[:kept], right_IC[:, :kept]
+    side_C = torch.where(random_IC[:, 0] @ right_IC < 0, -1.0, 1.0)
+    return ((basis_UC @ left_CC.T) * side_C)[:, :kept], singular_C[:kept], (right_IC * side_C)[:, :kept]
 
 
 @contextmanager

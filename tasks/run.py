@@ -39,6 +39,7 @@ WORK_VARIABLE = "NIGHTGRAPH_WORK"
 # Anchored at the project, because a worker may start a night from any folder.
 DEFAULT_STORE = str(PROJECT_ROOT / "var" / "store")
 DEFAULT_WORK = str(PROJECT_ROOT / "var" / "work")
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 UNFINISHED_NIGHTS_KEPT = 2
 SCRATCH_KEPT_S = 86_400
 
@@ -263,14 +264,20 @@ def measured(run: Run, stage: str) -> Iterator[None]:
             started = time.perf_counter()
             yield
             seconds = time.perf_counter() - started
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             f"the disk of {run.work_folder} filled up during {stage}. The live recommendations are untouched. "
             f"Free space there, or set {WORK_VARIABLE} to a larger disk, and run again: finished stages are kept."
         ) from error
     _write_cost(run, StageCost(stage, seconds, memory.peak_bytes, reused=False))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Python's libraries have several ways to say it; Polars wraps the number in words, numpy leaves it out."""
+    text = str(error)
+    return getattr(error, "errno", None) in NO_ROOM or "(os error 28)" in text or "requested and" in text
 
 
 def stage_costs(run: Run) -> list[StageCost]:

@@ -3,12 +3,14 @@
 import http.client
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CONDITIONS = ("if-none-match", "if-match")
+STALLED_S = 2.0
 
 
 @dataclass
@@ -25,7 +27,8 @@ class FaultProxy:
     """Forwards to the S3 server, one request at a time, and breaks what `fault` says.
 
     A fault is "strip conditions", "lose answer" (the server has done it, the client never hears), "flip a byte",
-    "cut answer", or an HTTP status with an S3 code, as in "503 SlowDown".
+    "cut answer", "stall" (no answer for STALLED_S, then a closed connection), or an HTTP status with an S3 code, as in
+    "503 SlowDown".
     """
 
     server_url: str
@@ -63,7 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "flip a byte":
                 body = body[:-1] + bytes([body[-1] ^ 1])
             status, answer_headers, answer = self._forward(headers, body)
-        if fault == "lose answer":
+        if fault == "stall":
+            time.sleep(STALLED_S)
+        if fault in ("lose answer", "stall"):
             self.close_connection = True
             return
         if fault == "cut answer":

@@ -7,16 +7,18 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import polars as pl
+import pyarrow as pa
 
 from tasks.config import IngestConfig
 from tasks.errors import InputCorrupt, InputMissing, InputUnstable, StoreDenied, StoreUnavailable
 from tasks.ingest.inspection import EventFile, EventSchema
 from tasks.ingest.rules import EPOCH
 from tasks.ingest.scan import scan_columns, scan_file
+from tasks.run import is_disk_full
 
 NOT_UTF8 = "invalid UTF-8"  # in Polars' words
 NOTHING_KNOWN: Mapping[str, int | None] = {}
-UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError)
 
 
 def scan_events(schema: EventSchema, settings: IngestConfig) -> pl.LazyFrame:
@@ -98,7 +100,7 @@ def read_through(file: EventFile) -> None:
 def _raise_by_name(error: BaseException) -> None:
     """Returns where the error says nothing about its reason."""
     text = str(error)
-    if "os error 28" in text:
+    if is_disk_full(error):
         raise OSError(errno.ENOSPC, "no space left on the work folder's disk") from error
     if isinstance(error, FileNotFoundError):
         raise InputUnstable(
@@ -110,7 +112,9 @@ def _raise_by_name(error: BaseException) -> None:
             "the store refuses to let these credentials read the input files. Nothing was published. They need to "
             "list and read everything under ingest.prefixes and in the tables' folders."
         ) from error
-    if isinstance(error, OSError) or "object-store" in text or "error sending request" in text:
+    # Arrow says OSError, without a number, of pages that it cannot decode, too.
+    numbered = isinstance(error, OSError) and (error.errno is not None or "os error" in text)
+    if numbered or "object-store" in text or "error sending request" in text:
         raise StoreUnavailable(
             f"the store stopped answering while the inputs were read ({type(error).__name__}). Nothing was published. "
             "Run again."

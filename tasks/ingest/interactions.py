@@ -38,6 +38,7 @@ from tasks.ingest.inspection import EventSchema, id_type_of_all
 from tasks.ingest.merge import Merged, merge_runs
 from tasks.ingest.rules import ensure_contract, midnight_us
 from tasks.ingest.scan import scan_file
+from tasks.ingest.sources import ensure_unchanged
 from tasks.ingest.units import Unit, unit_folder, units_of
 from tasks.registry import Registry, extend, open_registry
 from tasks.run import file_sha256, fingerprint_of
@@ -161,6 +162,8 @@ def _digest_units(
     counts = {
         unit.name: read_unit(schema_of(unit, schema), unit_folder(scratch, unit), settings=settings) for unit in new
     }
+    # A file that was swapped while it was read must leave nothing behind under the name of what was listed.
+    ensure_unchanged(store, [found for unit in new for found in unit.files])
     quarantine = {unit.name: _keep_refused(store, unit, scratch, registry) for unit in new}
     earlier = {key: counted for name in runs for key, counted in markers[name].files.items()}
     tonight = {f.key: counted for unit in new for f, counted in zip(unit.files, counts[unit.name], strict=True)}

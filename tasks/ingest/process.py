@@ -18,7 +18,7 @@ from typing import Any
 from models.processes import PARENT_PID_VARIABLE, die_with_parent
 from tasks import errors
 from tasks.errors import InputCorrupt, NightError, ReaderFailed
-from tasks.run import PROJECT_ROOT
+from tasks.run import PROJECT_ROOT, is_disk_full
 from tasks.store import StoredObject, open_store
 
 
@@ -71,10 +71,8 @@ def answer_of(work: Callable[[str], Any], job: str) -> dict[str, Any]:
         return {"answer": work(job)}
     except NightError as error:
         return error_as_text(error)
-    except OSError as error:
-        return {"errno": error.errno} if error.errno in (errno.ENOSPC, errno.EFBIG) else {"fault": _fault(error)}
     except Exception as error:
-        return {"fault": _fault(error)}
+        return {"errno": errno.ENOSPC} if is_disk_full(error) else {"fault": _fault(error)}
 
 
 def error_as_text(error: NightError) -> dict[str, Any]:

@@ -60,18 +60,20 @@ def lists_of(tables: dict[str, torch.Tensor], user_RD: torch.Tensor, row_U: np.n
 def test_held_back_users_get_nearly_what_the_fit_that_knows_them_gives(
     graph: Graph, without: Graph, loss: str, layers: int, tmp_path: Path
 ) -> None:
-    knows = served(graph, tmp_path / "knows", loss=loss, layers=layers)
-    others = served(without, tmp_path / "others", loss=loss, layers=layers)
     liked = load_csr(graph.folder, "liked_all")
-    folded = fold_in(liked, HELD_BACK, others["fold_ID"], others["fold_length"])
     row_U = np.full(graph.num_users, -1)
     row_U[HELD_BACK] = np.arange(len(HELD_BACK))
-    theirs = lists_of(knows, knows["user_UD"], rows_where(liked.counts() > 0), graph)
-    ours = lists_of(others, folded.user_RD, row_U, without)
-    own_taste = ours % 2 == HELD_BACK[:, None] % 2
-    assert own_taste.mean() > 0.95
-    overlap = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(ours, theirs, strict=True)])
-    assert overlap > 0.68, "of 18 unseen items of a taste, ten by chance share 0.56, give or take 0.04"
+    overlaps = []
+    for seed in range(4):
+        knows = served(graph, tmp_path / f"knows-{seed}", loss=loss, layers=layers, seed=seed)
+        others = served(without, tmp_path / f"others-{seed}", loss=loss, layers=layers, seed=seed)
+        folded = fold_in(liked, HELD_BACK, others["fold_ID"], others["fold_length"])
+        theirs = lists_of(knows, knows["user_UD"], rows_where(liked.counts() > 0), graph)
+        ours = lists_of(others, folded.user_RD, row_U, without)
+        own_taste = ours % 2 == HELD_BACK[:, None] % 2
+        assert own_taste.mean() > 0.95
+        overlaps += [len(np.intersect1d(*pair)) / 10 for pair in zip(ours, theirs, strict=True)]
+    assert np.mean(overlaps) > 0.68, "of 18 unseen items of a taste, ten by chance share 0.56; a start moves it by 0.04"
 
 
 # ---- without a fit

@@ -1,5 +1,7 @@
 """LightGCN: the propagation is the reference's, its gradient is autograd's, the inner product is the score."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,20 @@ def test_the_start_spans_the_leading_singular_vectors() -> None:
     cosine_UI = unit_ND[:20] @ unit_ND[20:].T
     assert cosine_UI[torch.from_numpy(likes_UI)].min() > 0.9
     assert cosine_UI[torch.from_numpy(~likes_UI)].max() < 0.5
+
+
+def test_a_library_that_gives_the_opposite_vectors_changes_no_start(
+    adjacency: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_ND = spectral_start(adjacency, USERS, 8, 1)
+    svd = torch.linalg.svd
+
+    def opposite(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        left, values, right = svd(*args, **kwargs)
+        return -left, values, -right
+
+    monkeypatch.setattr(torch.linalg, "svd", opposite)
+    assert torch.equal(spectral_start(adjacency, USERS, 8, 1), start_ND)
 
 
 def test_the_singular_vectors_are_numpys() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import date
+from itertools import count
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ EDITS = st.lists(
     min_size=1,
     max_size=3,
 )
+_numbers = count()  # a mutation that fails is tried again, and needs another folder
 MUTATIONS = st.tuples(st.integers(0, len(GOOD) - 1), EDITS)
 
 
@@ -115,7 +117,7 @@ def outcome_of(mutation: tuple[int, list[Edit]], folder: Path, reader: Reader, s
     checksum was asked about."""
     which, edits = mutation
     content = mutated(GOOD[which], edits)
-    number = sum(seen.values())
+    number = next(_numbers)
     store = folder / f"s{number}"
     open_store(str(store)).put_once(KEY, content)
     found = reader.ask(store)
@@ -130,7 +132,7 @@ def outcome_of(mutation: tuple[int, list[Edit]], folder: Path, reader: Reader, s
         assert named
     else:
         outcome = str(found["outcome"])
-        assert not outcome.startswith("unnamed"), outcome
+        assert not outcome.startswith("unnamed"), (outcome, mutation)
         assert found["names_the_file"], outcome
         assert not found["names_a_user"], outcome
     if outcome == OTHER_ROWS:  # nobody can know, unless whoever wrote the file says what it was
