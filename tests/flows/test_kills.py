@@ -48,7 +48,7 @@ def test_a_night_killed_at_every_boundary_ends_with_the_bytes_of_an_undisturbed_
         code, output = _end(_night(stage))
         assert code == -signal.SIGKILL, output[-2000:]
         reused = [name for name in STAGES if f"{name}: finished earlier, reused" in output]
-        assert reused == list(STAGES[:done]), "the rerun continues at the first unfinished stage"
+        assert reused == list(STAGES[:done]), f"the rerun continues at the first unfinished stage: {output[-4000:]}"
         _nothing_is_live(store)
     code, output = _end(_night("recommend-undone"))
     assert code == 0, "recommend had finished before, so this night never gets to that moment"
