@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly plan show forget forget-sweep test test-faults lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly plan show forget forget-sweep compact-registry test test-faults lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk bench-gpu \
   bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
@@ -55,6 +55,10 @@ forget: .venv/runtime ## leave people out for ever, of kept nights too; USER=42 
 forget-sweep: .venv/runtime ## remove what forgetting replaced and is due by now; every day, by cron; STORE=
 	@$(BIN)/python -m flows.forget_by_hand --sweep \
 	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
+
+compact-registry: .venv/runtime ## what rows of the id registry nobody needs; STORE= RATINGS=; APPLY=1 gives them up
+	@$(BIN)/python -m flows.compact_by_hand $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)") \
+	  $(if $(filter 1 yes true,$(APPLY)),--apply)
 
 test: .venv/dev ## every test: units, behaviour, Prefect, S3, two training ranks
 	@$(BIN)/python -m pytest

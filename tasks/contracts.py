@@ -393,6 +393,21 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
+class Compacted:
+    """What compacting the registry gave up, or would."""
+
+    store_uri: str
+    applied: bool
+    epoch: int  # before
+    units: int  # digested days of that epoch; 0: no night was there since the last compaction, and nothing is done
+    users: int  # rows given out, those of forgotten people too
+    users_kept: int
+    items: int
+    items_kept: int
+    due: int  # objects that nothing needs any more and that go once their grace is over
+
+
+@dataclass(frozen=True)
 class StageCost:
     """What a stage took. Kept beside its Ref, not in it: the same night has the same Refs, never the same seconds."""
 

@@ -124,6 +124,10 @@ class RegistryInvalid(NightError):
     """A file of the id registry is gone, damaged, or full."""
 
 
+class RegistryCompacted(NightError):
+    """The id registry was compacted while the night ran, so its row numbers mean nothing any more."""
+
+
 class LeakDetected(NightError):
     """A training event is later than the events it would be judged on."""
 

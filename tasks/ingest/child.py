@@ -35,6 +35,7 @@ class Job:
     events_folder: str = ""
     people: list[int] | list[str] = field(default_factory=list, repr=False)
     set_aside: dict[str, str] = field(default_factory=dict)  # key -> why: these are not opened
+    epoch: int | None = None
 
     @property
     def events(self) -> list[StoredObject]:
@@ -42,10 +43,16 @@ class Job:
 
 
 def digest_apart(
-    store_uri: str, files: list[StoredObject], folder: Path, *, as_of: date, settings: IngestConfig
+    store_uri: str,
+    files: list[StoredObject],
+    folder: Path,
+    *,
+    as_of: date,
+    settings: IngestConfig,
+    epoch: int | None = None,
 ) -> Interactions:
     """interactions.digest in a child. Raises what it raises, and InputCorrupt for a file that kills its reader."""
-    job = Job("digest", store_uri, files, settings, as_of, str(folder))
+    job = Job("digest", store_uri, files, settings, as_of, str(folder), epoch=epoch)
     return TypeAdapter(Interactions).validate_python(_answer(job))
 
 
@@ -133,7 +140,8 @@ def _work(job: Job) -> Any:
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
     events = [found for found in job.events if found.key not in schema.set_aside]
-    interactions = digest(store, events, schema, Path(job.folder), as_of=job.as_of, settings=job.settings)
+    into = Path(job.folder)
+    interactions = digest(store, events, schema, into, as_of=job.as_of, settings=job.settings, epoch=job.epoch)
     return TypeAdapter(Interactions).dump_python(replace(interactions, inspection=schema.inspection), mode="json")
 
 

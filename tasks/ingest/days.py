@@ -61,6 +61,7 @@ class DigestedUnit:
     quarantine: tuple[StoredFile, ...]
     footers: dict[str, Footer]  # key -> what the file was found to be
     forgotten: int = 0  # valid rows that forgetting took out of the runs since
+    epoch: int = 0  # of the registry whose rows the runs hold
     format: int = FORMAT
 
     def total(self, counted: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tasks import due
 from tasks.contracts import RewrittenDays
 from tasks.errors import ObjectChanged, ObjectExists, ObjectNotFound, UploadCorrupt
+from tasks.registry import read_version
 from tasks.run import file_sha256
 from tasks.store import Store
 from tasks.without import Theirs, damaged, fetch, holds, still_holding, write_without
@@ -31,6 +32,8 @@ def rewrite_days(store: Store, theirs: Theirs, *, scratch: Path) -> RewrittenDay
     units = rows = 0
     failed: dict[str, str] = {}
     for stored in store.list(MARKERS):
+        if _read(store, stored.key)[0].get("epoch", 0) != theirs.epoch:
+            continue  # of no use since the registry was compacted: what holds somebody is due, below
         try:
             left_out = _rewrite_unit(store, stored.key, theirs, scratch)
         except UploadCorrupt as error:
@@ -46,9 +49,11 @@ def rewrite_days(store: Store, theirs: Theirs, *, scratch: Path) -> RewrittenDay
 
 
 def objects_in_use(store: Store) -> frozenset[str]:
-    """Keys that the marker of some day names."""
+    """Keys that the marker of some day of the registry's epoch names."""
+    epoch = read_version(store).epoch
     markers = [_read(store, stored.key)[0] for stored in store.list(MARKERS)]
-    return frozenset(one["key"] for marker in markers for kind in KINDS for one in marker.get(kind, []))
+    used = [marker for marker in markers if marker.get("epoch", 0) == epoch]
+    return frozenset(one["key"] for marker in used for kind in KINDS for one in marker.get(kind, []))
 
 
 def _read(store: Store, key: str) -> tuple[dict[str, Any], str]:

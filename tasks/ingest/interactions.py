@@ -20,7 +20,7 @@ import polars as pl
 from models.pairs import DAY_US, MICRO, Folding, strengths
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
-from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked
+from tasks.errors import CountsDisagree, GraphTooSmall, InputMissing, NothingLiked, RegistryCompacted
 from tasks.ingest.checksums import verify
 from tasks.ingest.days import (
     DigestedUnit,
@@ -72,6 +72,7 @@ def digest(
     *,
     as_of: date,
     settings: IngestConfig,
+    epoch: int | None = None,
 ) -> Interactions:
     """Write the night's pairs under `folder`, and what later nights can use into the store.
 
@@ -79,11 +80,16 @@ def digest(
     rows, on threads, on memory or on what earlier nights left. Of a pair's events the latest counts, of simultaneous
     ones the best rated; with event weights, all of them.
 
-    Raises InputMissing, InputCorrupt, InputUnstable, ContractViolation, NothingLiked, GraphTooSmall, CountsDisagree.
+    `epoch` is the registry's, when the night was opened; None: whatever it is now.
+
+    Raises InputMissing, InputCorrupt, InputUnstable, ContractViolation, NothingLiked, GraphTooSmall, CountsDisagree,
+    RegistryCompacted.
     """
     scratch = folder / "scratch"
     scratch.mkdir()
-    digested = _digest_units(store, events, schema, scratch, settings)
+    registry = open_registry(store)
+    _expect_epoch(registry, registry.version.epoch if epoch is None else epoch)
+    digested = _digest_units(store, registry, events, schema, scratch, settings)
     version = digested.registry.version
     merged = merge_runs(
         digested.runs,
@@ -149,10 +155,15 @@ def ensure_counts_add_up(interactions: Interactions) -> None:
 
 
 def _digest_units(
-    store: Store, events: Sequence[StoredObject], schema: EventSchema, scratch: Path, settings: IngestConfig
+    store: Store,
+    registry: Registry,
+    events: Sequence[StoredObject],
+    schema: EventSchema,
+    scratch: Path,
+    settings: IngestConfig,
 ) -> _Digested:
-    registry = open_registry(store)
-    units = units_of(events, settings, epoch=registry.version.epoch)
+    epoch = registry.version.epoch
+    units = units_of(events, settings, epoch=epoch)
     markers = read_markers(store, units)
     with ThreadPoolExecutor(FETCHED_AT_ONCE) as threads:
         fetched = threads.map(lambda marker: fetch_runs(store, marker, scratch), markers.values())
@@ -169,6 +180,7 @@ def _digest_units(
     tonight = {f.key: counted for unit in new for f, counted in zip(unit.files, counts[unit.name], strict=True)}
     _ensure_contract(store, earlier | tonight, settings)
     registry = _number(store, registry, [unit_folder(scratch, unit) for unit in new])
+    _expect_epoch(registry, epoch)
     for unit in new:
         work = unit_folder(scratch, unit)
         runs[unit.name] = write_runs(work, counts[unit.name], registry, settings=settings)
@@ -179,6 +191,7 @@ def _digest_units(
             runs=put_files(store, f"days/{unit.folder}", "run", runs[unit.name]),
             quarantine=quarantine[unit.name],
             footers={file.key: Footer(file.columns, file.names, file.hints) for file in schema_of(unit, schema).files},
+            epoch=epoch,
         )
         write_marker(store, unit, marker)
         markers[unit.name] = marker
@@ -244,6 +257,15 @@ def _fingerprint(folder: Path) -> str:
 
 
 # ---- what no night can go on with
+
+
+def _expect_epoch(registry: Registry, epoch: int) -> None:
+    if registry.version.epoch != epoch:
+        raise RegistryCompacted(
+            f"the id registry was compacted while this night ran: it opened epoch {epoch}, and epoch "
+            f"{registry.version.epoch} is there now, whose row numbers are others. Nothing was published. Run again: "
+            "the night is then opened anew, reads every day and starts cold."
+        )
 
 
 def _expect_pairs(

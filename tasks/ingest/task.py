@@ -14,9 +14,10 @@ from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
 from tasks.config import NightlyConfig
-from tasks.contracts import ForgottenIds, Interactions, LiveLists, Remains, RewrittenDays, Run, Tables
+from tasks.contracts import Compacted, ForgottenIds, Interactions, LiveLists, Remains, RewrittenDays, Run, Tables
 from tasks.errors import InputUnstable, error_of, is_worth_a_retry
 from tasks.ingest.child import digest_apart, tables_apart
+from tasks.ingest.compacting import compact_rows
 from tasks.ingest.forgetting import objects_in_use, rewrite_days
 from tasks.ingest.machine import this_machine
 from tasks.ingest.opening import plan_run, read_pinned
@@ -80,10 +81,21 @@ def ingest(run: Run) -> Interactions:
     def compute(folder: Path) -> Interactions:
         store, pinned = open_store(run.store_uri), events_of(read_pinned(run.inputs_path))
         with pinned_while_reading(store, pinned):
-            return digest_apart(run.store_uri, pinned, folder, as_of=run.as_of, settings=run.config.ingest)
+            return digest_apart(
+                run.store_uri,
+                pinned,
+                folder,
+                as_of=run.as_of,
+                settings=run.config.ingest,
+                epoch=run.registry_epoch,
+            )
 
     interactions = finish_stage(
-        run, "ingest", Interactions, compute, inputs=(run.input_fingerprint, run.registry_forgotten, run.config.ingest)
+        run,
+        "ingest",
+        Interactions,
+        compute,
+        inputs=(run.input_fingerprint, run.registry_epoch, run.registry_forgotten, run.config.ingest),
     )
     log.info(
         "%s rows: %s likes, %s seen and not liked, %s set aside%s, %s quarantined",
@@ -162,3 +174,12 @@ def settle_what_is_in_use(store_uri: str) -> frozenset[str]:
     """What days and registry are made of now; files of earlier versions of the registry are due."""
     store = open_store(store_uri)
     return replaced_registry_files(store) | objects_in_use(store)
+
+
+# ---- compaction
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def give_up_rows(store_uri: str, apply: bool) -> Compacted:
+    """The registry without the rows that nobody needs, in a new epoch; unless `apply`, only what that would be."""
+    return compact_rows(open_store(store_uri), apply=apply)
