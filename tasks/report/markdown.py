@@ -2,6 +2,7 @@
 
 from tasks.contracts import LATEST_KEY, SET_ASIDE, Evaluation, Measured, Night
 
+FILES_NAMED = 20  # of each verdict
 MODEL_NAMES = {
     "lightgcn": "LightGCN",
     "popularity": "popularity",
@@ -58,6 +59,7 @@ def _rows(night: Night) -> str:
         f"Cold, with likes to find and none to learn from: {graph.cold_users:,} users, {graph.cold_items:,} items."
         + _left_out(night)
         + _tables(night)
+        + _files(night)
     )
 
 
@@ -78,6 +80,19 @@ def _tables(night: Night) -> str:
     rows = ", ".join(f"{name} {count:,}" for name, count in night.tables.rows.items())
     ignored = ", ".join(f"{why} {count:,}" for why, count in night.tables.ignored.items())
     return f" Tables: {rows} rows." + (f" Rows left out of them: {ignored}." if ignored else "")
+
+
+def _files(night: Night) -> str:
+    """Every event file's verdict, and the names of those that are not simply accepted."""
+    found = night.interactions.inspection
+    parts = [f"{found.accepted + len(found.widened):,} accepted"]
+    if found.widened:
+        parts.append(f"{len(found.widened):,} of them in narrower types, which were widened")
+    if found.set_aside:
+        parts.append(f"{len(found.set_aside):,} set aside")
+    named = [f"\n- `{key}`: widened, {', '.join(what)}" for key, what in list(found.widened.items())[:FILES_NAMED]]
+    named += [f"\n- `{key}`: set aside, {why}" for key, why in list(found.set_aside.items())[:FILES_NAMED]]
+    return f" Event files: {', '.join(parts)}." + (f"\n{''.join(named)}" if named else "")
 
 
 def _lists(night: Night) -> str:

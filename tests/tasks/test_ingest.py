@@ -567,6 +567,26 @@ def test_integers_of_several_widths_widen_and_text_beside_them_is_drift(store: A
         inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
 
 
+def test_each_file_has_a_verdict_by_name_also_in_a_night_that_does_not_open_it(store: Any, tmp_path: Path) -> None:
+    """Also seen in a process of its own, as a night does it."""
+    plain = {**NUMBERS, "timestamp": pa.array([NOON_S * 1000] * 5, pa.timestamp("ms"))}
+    put(store, pa.table({**NUMBERS, "user_id": pa.array(NUMBERS["user_id"], pa.int32())}), "events/a.parquet")
+    put(store, pa.table(NUMBERS), "events/b.parquet")
+    put(store, pa.table(plain), "events/c.parquet")
+    store.put_once("events/d.parquet", b"no Parquet")
+    settings = IngestConfig(max_bad_files=1)
+    for night in ("first", "second"):
+        (tmp_path / night).mkdir()
+        pinned = pin_inputs(store, settings)
+        found = digest_apart(store.uri, pinned, tmp_path / night, as_of=AS_OF, settings=settings).inspection
+        assert found.accepted == 1
+        assert found.widened == {
+            "events/a.parquet": ["user_id Int32 -> Int64"],
+            "events/c.parquet": ["timestamp ms -> us"],
+        }
+        assert list(found.set_aside) == ["events/d.parquet"]
+
+
 def test_a_uint64_beside_signed_ids_is_drift_because_widening_would_change_ids(store: Any) -> None:
     put(store, NUMBERS, "events/a.parquet")
     put(store, pa.table({**NUMBERS, "user_id": pa.array([2**64 - 1] * 5, pa.uint64())}), "events/b.parquet")

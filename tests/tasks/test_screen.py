@@ -13,6 +13,7 @@ from tasks.contracts import (
     Evaluation,
     Fitted,
     Graph,
+    Inspection,
     Interactions,
     Measured,
     ModelScore,
@@ -141,6 +142,18 @@ def test_the_report_says_what_rules_took_and_where_lists_begin() -> None:
         assert words in text
     assert "unavailable" not in text
     assert "No list is shorter than 20." in to_markdown(replace(found, evaluation=evaluation))
+
+
+def test_the_report_names_files_that_were_widened_or_set_aside() -> None:
+    found = with_rules(night())
+    evaluation = replace(found.evaluation, users_by_history={"with_history": 40, "without_history": 0})
+    found = replace(found, evaluation=evaluation)
+    plain = to_markdown(replace(found, interactions=replace(found.interactions, inspection=Inspection(30))))
+    assert "Event files: 30 accepted.\n" in plain
+    odd = Inspection(28, {"events/a.parquet": ["user_id Int32 -> Int64"]}, {"events/b.parquet": "it is cut short"})
+    text = to_markdown(replace(found, interactions=replace(found.interactions, inspection=odd)))
+    assert "Event files: 29 accepted, 1 of them in narrower types, which were widened, 1 set aside." in text
+    assert "- `events/a.parquet`: widened, user_id Int32 -> Int64\n- `events/b.parquet`: set aside, it is cut" in text
 
 
 @pytest.mark.parametrize(("rival", "words"), [(0.2, "ahead of"), (0.26, "level with"), (0.36, "behind")])
