@@ -62,6 +62,20 @@ def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", output: Pat
     raise AssertionError("the Prefect server did not answer within 60 s")
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Commands by hand settle the environment of their process; run inside the tests', they would settle the next's."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() | before.keys():
+        if not name.startswith(("NIGHTGRAPH_", "PREFECT_", "DO_NOT_TRACK")):
+            continue  # such as the S3 server's, which last for the session
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+
+
 @pytest.fixture
 def night_place(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty local store and work folder that nights of this test use, and the server they report to."""

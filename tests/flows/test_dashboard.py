@@ -183,7 +183,7 @@ def test_a_person_fills_the_form_and_sees_the_night_complete(stack: Stack) -> No
         _field(page, "Items for every user.").fill("9")
         _field(page, "Passes at most;").fill("2")
         page.get_by_role("button", name="Submit").click()
-        run = _eventually(lambda: _newest_run(stack, k=9))
+        run = _eventually(lambda: _newest_run(stack, k=9), within_s=90)
         assert _wait_for(stack, run, *FINISHED)["name"] == "Completed", _log_lines(stack, run)
 
         page.goto(f"{stack.url}/runs/flow-run/{run['id']}")
