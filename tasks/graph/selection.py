@@ -19,7 +19,9 @@ def smallest(pieces: Callable[[], Iterator[npt.NDArray[np.int64]]], k: int) -> i
         counts = np.zeros(BUCKETS, np.int64)
         for piece in pieces():
             of_range = piece[(piece >= low) & (piece <= high)]
-            counts += np.bincount((of_range - low) // width, minlength=BUCKETS)
+            # The distance may be more than int64 holds; as uint64 what wrapped around is right again.
+            distance = (of_range - np.int64(low)).view(np.uint64)
+            counts += np.bincount((distance // np.uint64(width)).astype(np.int64), minlength=BUCKETS)
         bucket = int(np.searchsorted(np.cumsum(counts), k, side="right"))
         k -= int(counts[:bucket].sum())
         inside = int(counts[bucket])

@@ -5,7 +5,7 @@ threshold decides. Of pairs no footer tells; each row is taken for one of its ow
 D train.width, K recommend.k. Bytes of all processes together, on top of NIGHT_BYTES:
 
 ingest     CHILD_BYTES + READ_BYTES x the rows of the largest day, or MERGE_BYTES x R, or ingest.memory_mib if less
-graph      PAIR_BYTES x R
+graph      GRAPH_BYTES + PAIR_BYTES x min(R, PAIRS_AT_ONCE) + EDGE_BYTES x min(L, LIKES_COUNTED) + ID_BYTES x N
 train      RANK_BYTES + models/plan.needed_bytes of the cheapest split; on GPUs, what the first rank makes the start of
 evaluate   MEASURE_BYTES + LIKE_BYTES x L + 24 I x neighbours + 8 N x filter_width and 24 I^2, where these rivals run
 recommend  what evaluate had, which stays with the process + 4 N D + the rows of a shard, or recommend.memory_mib
@@ -31,7 +31,11 @@ NIGHT_BYTES = 640 * MIB  # Python, torch, Polars, Prefect and its server
 CHILD_BYTES = 370 * MIB  # the process that reads files
 RANK_BYTES = 500 * MIB  # a process that trains, before its tables
 MEASURE_BYTES = 150 * MIB
-READ_BYTES, MERGE_BYTES, PAIR_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 160, 36, 160, 200, 200
+READ_BYTES, MERGE_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 160, 36, 200, 200
+GRAPH_BYTES = 40 * MIB
+PAIRS_AT_ONCE = 2_000_000  # as many as tasks/graph/pairs.py has in memory
+LIKES_COUNTED = 40_000_000  # the adjacency is written in pieces too: more likes need no more
+PAIR_BYTES, EDGE_BYTES, ID_BYTES = 160, 7, 60
 SHARD_ROW_BYTES = 160
 SERVING_BYTES = 60 * MIB
 LIKED_SHARE = 0.6  # of ratings, at the usual threshold
@@ -117,7 +121,7 @@ def plan_night(sizes: Sizes, config: NightlyConfig, machine: Machine) -> Plan:
     scores = SCORES_A_SECOND / width
     stages = (
         StagePlan("ingest", CHILD_BYTES + reading, (RUN_ROW_BYTES + PAIR_ARRAY_BYTES) * rows, 2 + rows / ROWS_A_SECOND),
-        StagePlan("graph", PAIR_BYTES * rows, GRAPH_PAIR_BYTES * rows, 1 + rows / PAIRS_A_SECOND),
+        StagePlan("graph", _graph_bytes(sizes, config), GRAPH_PAIR_BYTES * rows, 1 + rows / PAIRS_A_SECOND),
         train,
         StagePlan("evaluate", measuring, 0, 5 + users * items / scores + _filter_seconds(sizes, config)),
         StagePlan("recommend", serving, 25 * list_rows, 2 + users * items / scores),
@@ -173,6 +177,11 @@ def _train(sizes: Sizes, config: NightlyConfig, machine: Machine) -> StagePlan:
     steps = 2 * settings.max_epochs * settings.batches_per_epoch
     seconds = 10 + steps * cost.seconds_of_step / max(1, machine.threads // ranks if not on_gpus else 1)
     return StagePlan("train", memory, 5 * table, seconds)  # two fits, a checkpoint with two moments
+
+
+def _graph_bytes(sizes: Sizes, config: NightlyConfig) -> int:
+    blocks = PAIR_BYTES * min(sizes.rows, PAIRS_AT_ONCE) + EDGE_BYTES * min(sizes.likes(config), LIKES_COUNTED)
+    return GRAPH_BYTES + blocks + ID_BYTES * (sizes.users + sizes.items)
 
 
 def _measuring_bytes(sizes: Sizes, config: NightlyConfig) -> int:

@@ -36,6 +36,7 @@ def _night(moment: str, *, slow: bool = False) -> "subprocess.Popen[str]":
 
 def _end(night: "subprocess.Popen[str]") -> tuple[int, str]:
     output, _ = night.communicate(timeout=120)
+    assert "user-0" not in output, "of a whole night, dead or alive, no line holds an id"
     return night.returncode, output
 
 

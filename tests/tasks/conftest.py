@@ -1,7 +1,7 @@
 """What several rooms' tests need: real data, small finished nights to publish."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -36,6 +36,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data is not at {folder}; everything else is tested without it")
     return folder
+
+
+@pytest.fixture
+def nobody_is_named(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing that this test or its processes print or log, traces of errors included, holds an id of hostile_files."""
+    with caplog.at_level("DEBUG"):
+        yield
+    printed = capfd.readouterr()
+    for said in (printed.out, printed.err, caplog.text):
+        assert "user-0" not in said
+        assert "item-0" not in said
 
 
 NUM_USERS = 6  # in two files of three

@@ -21,6 +21,8 @@ from tasks.store import Store, open_store
 from tests.tasks.hostile_files import HARMLESS, HOSTILE, ROWS, ROWS_REFUSED, UNNOTICED, plain, verdict_is_right
 from tests.tasks.mutations import MUTATIONS, Edit, Reader, outcome_of
 
+pytestmark = pytest.mark.usefixtures("nobody_is_named")
+
 AS_OF = date(2026, 11, 23)
 GOOD = "events/dt=2026-11-22/a.parquet"
 BAD = "events/dt=2026-11-22/m.parquet"

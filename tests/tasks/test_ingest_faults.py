@@ -23,6 +23,8 @@ from tests.faults import FaultProxy, Request
 from tests.tasks.hostile_files import columns, parquet
 from tests.worlds import read_night
 
+pytestmark = pytest.mark.usefixtures("nobody_is_named")
+
 AS_OF = date(2026, 11, 23)
 DAYS = 3
 SETTINGS = IngestConfig()

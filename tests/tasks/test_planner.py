@@ -12,11 +12,13 @@ import pytest
 from flows.plan import main
 from tasks.config import EvaluateConfig, IngestConfig, NightlyConfig, TrainConfig
 from tasks.errors import InputTooLarge
+from tasks.graph import pairs
+from tasks.ingest import planner
 from tasks.ingest.footers import ColumnHint, column_hint, ids_of_all, union_of
 from tasks.ingest.inspection import EventFile, read_footer
 from tasks.ingest.machine import memory_limits, this_machine
 from tasks.ingest.opening import plan_run
-from tasks.ingest.planner import GIB, Machine, ensure_it_fits, plan_night, sizes_of
+from tasks.ingest.planner import GIB, Machine, Sizes, ensure_it_fits, plan_night, sizes_of
 from tasks.ingest.readiness import Clock
 from tasks.ingest.town import write_town
 from tasks.store import open_store
@@ -79,6 +81,14 @@ def test_more_rows_and_wider_tables_take_more_and_no_row_is_read(tmp_path: Path)
     assert wide.stages[2].memory_bytes > small.stages[2].memory_bytes
     no_rival = plan_night(small.sizes, NightlyConfig(evaluate=EvaluateConfig(filter_likes_at_most=0)), LARGE)
     assert no_rival.stages[3].memory_bytes < small.stages[3].memory_bytes
+
+
+def test_a_graph_is_built_in_blocks_so_its_memory_hardly_grows_with_the_rows() -> None:
+    assert planner.PAIRS_AT_ONCE == pairs.PAIRS_AT_ONCE, "the formula is of these blocks"
+    few, many = (Sizes(rows, 100_000, 20_000, 0, rows // 30) for rows in (10_000_000, 100_000_000))
+    graph_of_few, graph_of_many = (plan_night(sizes, NightlyConfig(), LARGE).stages[1] for sizes in (few, many))
+    assert graph_of_many.memory_bytes < 1.3 * graph_of_few.memory_bytes
+    assert graph_of_many.disk_bytes == 10 * graph_of_few.disk_bytes
 
 
 def test_a_night_that_is_too_large_is_refused_with_a_window_that_fits() -> None:
