@@ -6,12 +6,10 @@ as memory allows, and within a range many small groups of users are folded at on
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +18,6 @@ import pyarrow.parquet as pq
 
 from models.arrays import GrowingArrays
 from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
-
-Job, Result = TypeVar("Job"), TypeVar("Result")
 
 # An event of the range that is in memory: decoded, as columns, and the pair that it may become.
 BYTES_AN_EVENT = 64
@@ -103,7 +99,7 @@ def merge_runs(
         for low, high in _ranges(indexes, events_at_most):
             parts = [part for index in indexes if (part := index.read(low, high)) is not None]
             parts = [part for part in (merged.without(part, forgotten) for part in parts) if len(part)]
-            for pairs, num_events in _in_order(threads, partial(_fold, parts, folding), _groups(parts), num_threads):
+            for pairs, num_events in _folded(parts, folding, threads, num_threads):
                 arrays.append("user_rows", pairs.user_U)
                 counts_U.append(pairs.count_U)
                 arrays.append("item_row", pairs.item_P)
@@ -118,13 +114,13 @@ def merge_runs(
     return merged
 
 
-def _in_order(
-    threads: ThreadPoolExecutor, work: Callable[[Job], Result], jobs: Iterator[Job], num_threads: int
-) -> Iterator[Result]:
-    """What `threads.map` gives, with a few results waiting at most: all of a range are twice its events in memory."""
-    waiting: deque[Future[Result]] = deque()
-    for job in jobs:
-        waiting.append(threads.submit(work, job))
+def _folded(
+    parts: list[Events], folding: Folding, threads: ThreadPoolExecutor, num_threads: int
+) -> Iterator[tuple[Pairs, int]]:
+    """Group by group, in order. A few wait at most: all pairs of a range would be twice its events in memory."""
+    waiting: deque[Future[tuple[Pairs, int]]] = deque()
+    for group in _groups(parts):
+        waiting.append(threads.submit(_fold, parts, folding, group))
         if len(waiting) > 2 * num_threads:
             yield waiting.popleft().result()
     while waiting:
