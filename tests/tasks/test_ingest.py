@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -451,22 +450,6 @@ def test_a_footer_that_claims_more_rows_than_its_file_can_hold_is_refused(store:
     put(store, pa.table({name: values * many for name, values in same.items()}))
     with pytest.raises(InputTooLarge, match=r"claims 400,000 rows"):
         inspect_files(store, pin_inputs(store, SETTINGS), SETTINGS)
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=40))
-def test_a_mutated_file_ends_in_a_named_error_or_in_counts_that_add_up(
-    place: float, junk: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("mutated")
-    store = open_store(str(folder / "store"))
-    good = parquet_bytes()
-    at = int(place * len(good))
-    store.put_once("events/a.parquet", good[:at] + junk + good[at + len(junk) :])
-    with suppress(InputCorrupt, SchemaDrift, InputMissing, NothingLiked, GraphTooSmall):
-        # In a child, as a night does it: some mutations abort the process that decodes them.
-        night = digest_apart(store.uri, pin_inputs(store, SETTINGS), folder, as_of=AS_OF, settings=SETTINGS)
-        ensure_counts_add_up(night)
 
 
 def test_a_file_that_kills_its_reader_is_found_among_good_ones_and_named(store: Any, tmp_path: Path) -> None:
