@@ -100,7 +100,7 @@ def merge_runs(
             # What a range holds is gone before the next is read: it lives in this call alone.
             for pairs, num_events in _of_range(indexes, low, high, merged, forgotten, folding, threads):
                 arrays.append("user_rows", pairs.user_U)
-                # A view would keep the group's own array, which is as long as its events: of all groups, 8 bytes an event.
+                # Of a view the group's own array would stay, which is as long as its events.
                 counts_U.append(pairs.count_U.copy())
                 arrays.append("item_row", pairs.item_P)
                 arrays.append("timestamp_us", pairs.time_P)

@@ -1,5 +1,6 @@
 """Runs become pairs: the same bytes however events are divided over runs, and however little memory there is."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,25 @@ def test_little_memory_changes_no_byte_and_is_kept(tmp_path: Path, monkeypatch: 
     assert sum(ranges) == sum(len(pl.read_parquet(path)) for path in runs), "each event once"
     largest = rows["user_row"].value_counts()["count"].max()
     assert max(ranges) <= 4_000 + largest  # type: ignore[operator]
+
+
+def test_four_times_the_events_of_the_same_people_need_no_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What range after range leaves behind, numpy's arrays, which are all that a merge holds but for decoded files."""
+    monkeypatch.setattr(merge, "BYTES_AN_EVENT", (1 << 20) // 20_000)  # a MiB holds twenty thousand
+    monkeypatch.setattr(merge, "EVENTS_AT_ONCE", 4096)
+    peaks = []
+    for name, count in (("warm", 20_000), ("once", 100_000), ("four times", 400_000)):
+        rows = events_in_time(count, users=2_000, seed=3)
+        # Nobody has many: one user's events are always read together.
+        rows = rows.with_columns(user_row=pl.int_range(len(rows), dtype=pl.Int32) % 2_000)
+        runs = write_runs(rows, tmp_path / f"runs {name}", parts=4, rows_per_group=200, seed=0)
+        tracemalloc.start()
+        merged(runs, tmp_path / name, memory_mib=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1]
 
 
 def test_pairs_are_those_of_all_events_folded_at_once(tmp_path: Path) -> None:
