@@ -21,7 +21,6 @@ from models.pairs import EVENTS_AT_ONCE, Events, Folding, Pairs, fold, stamp_of
 
 # An event of the range that is in memory: decoded, as columns, and the pair that it may become.
 BYTES_AN_EVENT = 64
-THREADS = len(os.sched_getaffinity(0))
 NOBODY = np.empty(0, np.int64)
 SAMPLED = 256  # each so-manieth event says where the users are
 COLUMNS: dict[str, type[np.generic]] = {
@@ -94,11 +93,14 @@ def merge_runs(
     merged = Merged(np.zeros(num_items, np.bool_), np.zeros(num_items, np.bool_))
     indexes = [_Index.of(path) for path in runs]
     events_at_most = (memory_mib << 20) // BYTES_AN_EVENT
+    num_threads = len(os.sched_getaffinity(0))
     counts_U = []
-    with GrowingArrays(folder, COLUMNS) as arrays, ThreadPoolExecutor(THREADS) as threads:
+    with GrowingArrays(folder, COLUMNS) as arrays, ThreadPoolExecutor(num_threads) as threads:
         for low, high in _ranges(indexes, events_at_most):
-            # What a range holds is gone before the next is read: it lives in this call alone.
-            for pairs, num_events in _of_range(indexes, low, high, merged, forgotten, folding, threads):
+            # No name for a range's events here: they are gone before those of the next are read.
+            for pairs, num_events in _folded(
+                _read(indexes, low, high, merged, forgotten), folding, threads, 2 * num_threads
+            ):
                 arrays.append("user_rows", pairs.user_U)
                 # Of a view the group's own array would stay, which is as long as its events.
                 counts_U.append(pairs.count_U.copy())
@@ -114,25 +116,25 @@ def merge_runs(
     return merged
 
 
-def _of_range(
-    indexes: "list[_Index]",
-    low: int,
-    high: int,
-    merged: Merged,
-    forgotten: npt.NDArray[np.int64],
-    folding: Folding,
-    threads: ThreadPoolExecutor,
+def _read(
+    indexes: "list[_Index]", low: int, high: int, merged: Merged, forgotten: npt.NDArray[np.int64]
+) -> list[Events]:
+    """Of users low..high-1, from each run that has some, without those of people who are forgotten."""
+    read = (part for index in indexes if (part := index.read(low, high)) is not None)
+    return [part for part in (merged.without(part, forgotten) for part in read) if len(part)]
+
+
+def _folded(
+    parts: list[Events], folding: Folding, threads: ThreadPoolExecutor, waiting_at_most: int
 ) -> Iterator[tuple[Pairs, int]]:
-    """The pairs of users low..high-1, and of how many events they are, group by group in order.
+    """The pairs of each group, and of how many events they are, in order.
 
     A few groups wait at most: all pairs of a range would be twice its events in memory.
     """
-    read = (part for index in indexes if (part := index.read(low, high)) is not None)
-    parts = [part for part in (merged.without(part, forgotten) for part in read) if len(part)]
     waiting: deque[Future[tuple[Pairs, int]]] = deque()
     for group in _groups(parts):
         waiting.append(threads.submit(_fold, parts, folding, group))
-        if len(waiting) > 2 * THREADS:
+        if len(waiting) > waiting_at_most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -1,6 +1,8 @@
 """Runs become pairs: the same bytes however events are divided over runs, and however little memory there is."""
 
+import time
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,32 @@ def test_four_times_the_events_of_the_same_people_need_no_more_memory(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.3 * peaks[1]
+
+
+def test_what_a_range_of_users_held_is_gone_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "BYTES_AN_EVENT", (1 << 20) // 20_000)
+    runs = write_runs(
+        events_in_time(60_000, users=3_000, seed=2), tmp_path / "runs", parts=4, rows_per_group=200, seed=0
+    )
+    earlier: dict[int, list[weakref.ref[Events]]] = {}
+    read_range = merge._Index.read
+
+    def watched(index: merge._Index, low: int, high: int) -> Events | None:
+        before = [one for start, of_range in earlier.items() if start < low for one in of_range]
+        give_up_at = time.monotonic() + 5
+        while any(one() is not None for one in before):  # a thread may be about to let go of its last work
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        part = read_range(index, low, high)
+        if part is not None:
+            earlier.setdefault(low, []).append(weakref.ref(part))
+        return part
+
+    monkeypatch.setattr(merge._Index, "read", watched)
+    merged(runs, tmp_path / "merged", memory_mib=1)
+    assert len(earlier) > 2
 
 
 def test_pairs_are_those_of_all_events_folded_at_once(tmp_path: Path) -> None:
