@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 from rich.console import Console
@@ -19,6 +19,8 @@ from rich.console import Console
 from flows.prefect_server import start_server, wait_for
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from tasks.config import IngestConfig, NightlyConfig
     from tasks.contracts import Published
     from tasks.report.people import Person
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # Whatever takes long to import is imported where it is needed: Prefect's server is starting meanwhile.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEMO_STORE = "var/demo"
+LONGEST_SHOWN = 60  # characters of a setting's value in a message
 
 log = logging.getLogger("nightgraph.events")
 
@@ -207,10 +210,32 @@ def night_settings(options: argparse.Namespace) -> "tuple[NightlyConfig, date | 
     try:
         return NightlyConfig.model_validate(given), _date(options.as_of)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = "; ".join(_what_is_wrong(one) for one in error.errors())
         raise RunConfigError(
             f"{found}. Nothing was started. The README lists every setting; bounds stand in tasks/config.py."
         ) from None
+
+
+def _what_is_wrong(found: "ErrorDetails") -> str:
+    """With the setting as it is typed, and what was given."""
+    place = ".".join(map(str, found["loc"]))
+    if found["type"] == "value_error":  # a rule of ours, which names its settings itself
+        return str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        of, _, name = place.rpartition(".")
+        return f"{of} has no {name!r}; it has {', '.join(_fields_at(found['loc'][:-1]))}"
+    given = repr(found["input"])
+    shown = given if len(given) <= LONGEST_SHOWN else given[:LONGEST_SHOWN] + "..."
+    return f"{place} is {shown}: {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+def _fields_at(place: "tuple[int | str, ...]") -> list[str]:
+    from tasks.config import NightlyConfig
+
+    model: Any = NightlyConfig
+    for name in place:
+        model = type(model.model_fields[name].default)
+    return list(model.model_fields)
 
 
 def _setting(text: str) -> tuple[str, str, str | None]:

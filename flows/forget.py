@@ -25,7 +25,7 @@ from tasks.store import open_store
 
 
 @flow(name="forget", persist_result=False, result_serializer="json")
-def forget(people: tuple[SecretStr, ...] = (), always: bool = False) -> Forgotten:
+def forget(people: tuple[SecretStr, ...] = (), always: bool = False, lines: tuple[int, ...] = ()) -> Forgotten:
     """Look for them -> out of the registry -> out of digested days -> out of kept nights -> remove what is due.
 
     Once they are out of the registry they are forgotten: every step after that reads the registry and not the ids, so
@@ -36,6 +36,8 @@ def forget(people: tuple[SecretStr, ...] = (), always: bool = False) -> Forgotte
         people: Ids as they stand in the events. A secret's value is not sent to the server. Nobody: only what earlier
             acts left to do, and what is due by now.
         always: Also keep out ids that nobody knows here.
+        lines: What to call each of them by in a message, which never holds an id: the line of their file. Empty: their
+            place.
     """
     store_uri = open_store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)).uri
     work_root = os.environ.get(WORK_VARIABLE, DEFAULT_WORK)
@@ -43,7 +45,7 @@ def forget(people: tuple[SecretStr, ...] = (), always: bool = False) -> Forgotte
         ids = remains = None
         if people:
             live = read_live_lists(store_uri, people)
-            remains = look_for_people(store_uri, people, live, always)
+            remains = look_for_people(store_uri, people, live, always, lines)
             ids = take_out_of_the_registry(store_uri, people, live)
         days = leave_out_of_days(store_uri, str(scratch))
         nights = leave_out_of_nights(store_uri, str(scratch))

@@ -55,7 +55,8 @@ def _run(options: argparse.Namespace, given: str | None, console: Console) -> No
 
     from flows.forget import forget
 
-    done = forget(tuple(map(SecretStr, people)), always=options.always)
+    lines = tuple(people.values()) if options.users else ()
+    done = forget(tuple(map(SecretStr, people)), always=options.always, lines=lines)
     show(console, forgotten_screen(done))
     if done.failed:
         raise ForgettingIncomplete(
@@ -64,12 +65,12 @@ def _run(options: argparse.Namespace, given: str | None, console: Console) -> No
         )
 
 
-def people_of(options: argparse.Namespace, given: str | None) -> list[str]:
-    """Each once, as typed: nothing is trimmed. Raises RunConfigError."""
+def people_of(options: argparse.Namespace, given: str | None) -> dict[str, int]:
+    """Each once, as typed, nothing is trimmed: with the line that it stands in first. Raises RunConfigError."""
     from tasks.errors import RunConfigError
 
     if options.sweep:
-        return []
+        return {}
     if options.users and given:
         raise RunConfigError("USER and USERS were both given. Nothing was changed. Give one person, or a file of them.")
     people = [given] if given else []
@@ -83,13 +84,16 @@ def people_of(options: argparse.Namespace, given: str | None) -> list[str]:
                 f"USERS={options.users} cannot be read as text ({type(error).__name__}). Nothing was changed. Give a "
                 "file in UTF-8 with an id a line."
             ) from None
-    people = list(dict.fromkeys(one for one in people if one))
-    if not people:
+    found: dict[str, int] = {}
+    for line, one in enumerate(people, start=1):
+        if one:
+            found.setdefault(one, line)
+    if not found:
         raise RunConfigError(
             "nobody is to be forgotten. Nothing was changed. Say who, as in make forget USER=42, or USERS=file with an "
             "id a line. To remove what is due by now: make forget-sweep."
         )
-    return people
+    return found
 
 
 if __name__ == "__main__":

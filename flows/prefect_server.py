@@ -8,12 +8,17 @@ import atexit
 import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+ANSWER_S = 15.0
 START_S = 120.0  # the first start writes the database; a busy machine takes its time
 
 
@@ -39,6 +44,7 @@ def start_server() -> "subprocess.Popen[bytes] | None":
 def wait_for(server: "subprocess.Popen[bytes] | None") -> None:
     """Its port has been open from the start, so the question waits there until it can be answered."""
     if server is None:
+        _expect_an_answer(os.environ["PREFECT_API_URL"])
         return
     port = int(os.environ["PREFECT_API_URL"].rpartition(":")[2].partition("/")[0])
     asking = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
@@ -56,6 +62,30 @@ def wait_for(server: "subprocess.Popen[bytes] | None") -> None:
         ) from error
     finally:
         asking.close()
+
+
+def _expect_an_answer(url: str) -> None:
+    """Any answer will do, a refusal too: whether we may do something there is for Prefect to find out.
+
+    Raises PrefectUnreachable where nobody answers. What Prefect alone has certificates for is left to it.
+    """
+    from tasks.errors import PrefectUnreachable
+
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_S):
+            return
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return
+        shown = urllib.parse.urlsplit(url)._replace(query="", fragment="")
+        place = shown._replace(netloc=shown.netloc.rpartition("@")[2]).geturl()  # without a password
+        raise PrefectUnreachable(
+            f"PREFECT_API_URL names a Prefect server at {place}, and nothing answers there "
+            f"({getattr(error, 'reason', error)}). Nothing was started or published. Start that server, correct the "
+            "variable, or unset it: a night by hand then brings a server of its own."
+        ) from None
 
 
 def _end(server: "subprocess.Popen[bytes]") -> None:

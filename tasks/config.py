@@ -82,8 +82,8 @@ class IngestConfig(_Settings):
         None,
         ge=1,
         le=36_500,
-        description="Only events of the last so many days before the night's date are used, and of keys with a day "
-        "only those days are read. None: all.",
+        description="Only events of the last so many days before the night's date are used; of keys with a day only "
+        "those days are read, and one more on either side, for what came in late. None: all.",
     )
     event_weights: Annotated[dict[_EventType, _Weight], BeforeValidator(_as_mapping)] = Field(
         {},
@@ -169,6 +169,16 @@ class IngestConfig(_Settings):
     def _a_half_life_has_weights(self) -> "IngestConfig":
         if self.weight_half_life_days is not None and not self.event_weights:
             raise ValueError("ingest.weight_half_life_days needs ingest.event_weights: without them nothing is weighed")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_a_threshold_of_their_own(self) -> "IngestConfig":
+        if self.event_weights and "like_threshold" not in self.model_fields_set:
+            raise ValueError(
+                "ingest.event_weights needs ingest.like_threshold: the strength from which on a pair is a like (the "
+                f"default of {self.like_threshold:g} is meant for ratings, and the heaviest event here weighs "
+                f"{max(self.event_weights.values()):g}); none: any event with a weight is one"
+            )
         return self
 
     @model_validator(mode="after")

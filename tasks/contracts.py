@@ -100,6 +100,10 @@ class Interactions:
     set_aside: dict[str, int] = field(default_factory=dict)
     quarantine_files: tuple[str, ...] = ()  # keys: the refused rows as they came, with their file and rule
     inspection: Inspection = field(default_factory=Inspection)
+    # Of days, or files where keys have no day: how many there are, and how many of them an earlier night had digested.
+    units: int = 0
+    units_reused: int = field(default=0, compare=False)  # whoever digested them, the pairs are the same
+    odd_days: str = ""  # what the check of the events' days found and a person overrode (tasks/ingest/volume.py)
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,7 @@ class Traces:
     later: int  # valid events on that date or after it
     quarantined: int
     in_users: bool  # the users table lists them
+    forgotten: bool  # they are kept out for ever (make forget)
 
 
 @dataclass(frozen=True)
@@ -397,7 +402,7 @@ class Compacted:
     """What compacting the registry gave up, or would."""
 
     store_uri: str
-    applied: bool
+    applied: bool  # never where every row is needed
     epoch: int  # before
     units: int  # digested days of that epoch; 0: no night was there since the last compaction, and nothing is done
     users: int  # rows given out, those of forgotten people too

@@ -22,6 +22,10 @@ class NightInProgress(NightError):
     """Another process on this machine is working on the same date of the same store."""
 
 
+class PrefectUnreachable(NightError):
+    """PREFECT_API_URL names a Prefect server, and nothing answers there."""
+
+
 class ServerNotStarted(NightError):
     """Prefect's own server, which a night by hand brings along, did not start."""
 

@@ -176,9 +176,10 @@ def _refuse_an_empty_part(likes: dict[str, int], kind: str) -> None:
         return
     what_to_do = (
         "Likes of one instant stay together, and there are too few instants. Use graph.split='per_user_time', other "
-        "shares, or more days of events."
+        "shares, or more days of events; or a lower ingest.like_threshold, if there should be more likes than these."
         if kind == "global_time"
-        else "Only a user with three likes or more is judged. Use graph.split='global_time', or more days of events."
+        else "Only a user with three likes or more is judged. Use graph.split='global_time', more days of events, "
+        "or a lower ingest.like_threshold, if there should be more likes than these."
     )
     raise GraphTooSmall(
         f"the {kind} split of {sum(likes.values()):,} likes leaves {likes['train']:,} to train on, "

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound
+from tasks.ingest.sources import is_data_file
 from tasks.store import Store, StoredObject
 
 NAME = "_SHA256SUMS"
@@ -26,6 +27,23 @@ def verify(store: Store, files: Sequence[StoredObject]) -> None:
         wanted |= _read_manifest(store, folder)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(lambda found: _verify(store, found, wanted[found.key]), [f for f in files if f.key in wanted]))
+
+
+def named_and_absent(store: Store, listed: Sequence[StoredObject]) -> dict[str, str]:
+    """Key of an event file that is not there -> the manifest that names it; by `listed`, control files included.
+
+    Raises InputCorrupt where a manifest is none.
+    """
+    there = {found.key for found in listed}
+    manifests = sorted(key for key in there if key.rpartition("/")[2] == NAME)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        named = threads.map(lambda key: _read_manifest(store, key.removesuffix(NAME)), manifests)
+        return {
+            key: manifest
+            for manifest, files in zip(manifests, named, strict=True)
+            for key in sorted(files)
+            if key not in there and is_data_file(key)
+        }
 
 
 def _folders_above(key: str) -> Iterator[str]:

@@ -13,13 +13,14 @@ from tasks.contracts import Interactions, Remains, Tables
 from tasks.errors import InputCorrupt, InputTooLarge
 from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import last_event_at, read_through
-from tasks.ingest.inspection import EventFile, inspect_each, inspect_files
+from tasks.ingest.inspection import EventFile, inspect_each, inspect_files, what_was_found
 from tasks.ingest.interactions import digest
 from tasks.ingest.limits import limit_cpu, limit_memory, reader_bytes
 from tasks.ingest.process import Killed, ask, name_the_killer, serve
 from tasks.ingest.remains import count_remains
 from tasks.ingest.sources import events_of
 from tasks.ingest.tables import digest_tables, inspect_tables
+from tasks.ingest.volume import check_volume
 from tasks.registry import open_registry
 from tasks.store import StoredObject, open_store
 
@@ -94,7 +95,7 @@ def _answer(job: Job) -> Any:
             may_go = {found.key for found in job.events}
             if error.file_key not in may_go or len(job.set_aside) >= job.settings.max_bad_files or len(may_go) == 1:
                 raise
-            job = replace(job, set_aside=job.set_aside | {error.file_key: str(error)})
+            job = replace(job, set_aside=job.set_aside | {error.file_key: what_was_found(error)})
             if job.folder:
                 shutil.rmtree(job.folder)  # what was written of them all
                 Path(job.folder).mkdir()
@@ -139,6 +140,8 @@ def _work(job: Job) -> Any:
         tables = digest_tables(files, Path(job.events_folder), Path(job.folder), open_registry(store))
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
+    if job.set_aside:  # since the footers were counted
+        check_volume(schema, job.as_of, job.settings)
     events = [found for found in job.events if found.key not in schema.set_aside]
     into = Path(job.folder)
     interactions = digest(store, events, schema, into, as_of=job.as_of, settings=job.settings, epoch=job.epoch)

@@ -38,14 +38,17 @@ def compact_rows(store: Store, *, apply: bool) -> Compacted:
     rows = {kind: len(registry.ids[kind]) for kind in KINDS}
     kept = {kind: int((keep[kind] & registry.ids[kind].is_not_null().to_numpy()).sum()) for kind in KINDS}
     waiting = 0
+    # A new epoch costs the next night its digested days and its warm start, so it has to give something up; without
+    # units no night ran since the last one, which gave up what there was.
+    applies = apply and bool(units) and kept != rows
+    if applies:
+        compact(store, registry, keep)
+        log.info("the registry is in epoch %d", registry.version.epoch + 1)
     if apply:
-        if units:  # else no night ran since the last one, which gave up what there was
-            compact(store, registry, keep)
-            log.info("the registry is in epoch %d", registry.version.epoch + 1)
         waiting = _write_down_what_is_left(store)
     return Compacted(
         store_uri=store.uri,
-        applied=apply and bool(units),
+        applied=applies,
         epoch=registry.version.epoch,
         units=len(units),
         users=rows["users"],

@@ -121,7 +121,7 @@ def inspect_files(
     by_key = {**known, **inspect_each(store, unknown, settings)}
     found = [by_key[pinned.key] for pinned in wanted]
     files = tuple(file for file in found if isinstance(file, EventFile))
-    unreadable = {error.file_key or "": str(error) for error in found if isinstance(error, UNREADABLE)}
+    unreadable = {error.file_key or "": what_was_found(error) for error in found if isinstance(error, UNREADABLE)}
     too_many = len(unreadable) + len(set_aside) > settings.max_bad_files or not files
     for error in found:
         if isinstance(error, NightError) and (too_many or not isinstance(error, UNREADABLE)):
@@ -147,6 +147,11 @@ def inspect_each(store: Store, objects: list[StoredObject], settings: IngestConf
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
         return dict(zip((pinned.key for pinned in objects), threads.map(inspect, objects), strict=True))
+
+
+def what_was_found(error: NightError) -> str:
+    """Without what that means for a night that it ends: this one goes on."""
+    return str(error).partition(". Nothing was ")[0]
 
 
 def readable(found: Inspected) -> EventFile:

@@ -40,6 +40,7 @@ from tasks.ingest.rules import ensure_contract, midnight_us
 from tasks.ingest.scan import scan_file
 from tasks.ingest.sources import ensure_unchanged
 from tasks.ingest.units import Unit, unit_folder, units_of
+from tasks.ingest.volume import check_moments
 from tasks.registry import Registry, extend, open_registry
 from tasks.run import file_sha256, fingerprint_of
 from tasks.store import Store, StoredObject
@@ -55,9 +56,15 @@ class _Digested:
     registry: Registry
     markers: list[DigestedUnit]
     runs: list[Path]
+    reused: int  # units that an earlier night digested
 
     def total(self, counted: str) -> dict[str, int]:
         return summed(marker.total(counted) for marker in self.markers)
+
+    @property
+    def last_us(self) -> dict[str, int | None]:
+        """Of each file, its latest valid event."""
+        return {key: counts.last_us for marker in self.markers for key, counts in marker.files.items()}
 
     @property
     def rows_in(self) -> int:
@@ -82,14 +89,15 @@ def digest(
 
     `epoch` is the registry's, when the night was opened; None: whatever it is now.
 
-    Raises InputMissing, InputCorrupt, InputUnstable, ContractViolation, NothingLiked, GraphTooSmall, CountsDisagree,
-    RegistryCompacted.
+    Raises InputMissing, InputCorrupt, InputUnstable, ContractViolation, VolumeAnomaly, NothingLiked, GraphTooSmall,
+    CountsDisagree, RegistryCompacted.
     """
     scratch = folder / "scratch"
     scratch.mkdir()
     registry = open_registry(store)
     _expect_epoch(registry, registry.version.epoch if epoch is None else epoch)
     digested = _digest_units(store, registry, events, schema, scratch, settings)
+    odd_days = check_moments(digested.last_us, as_of, settings)
     version = digested.registry.version
     merged = merge_runs(
         digested.runs,
@@ -122,6 +130,9 @@ def digest(
         num_items=int(np.count_nonzero(merged.items)),
         first_event_at=instant(merged.first_us),
         last_event_at=instant(merged.last_us),
+        units=len(digested.markers),
+        units_reused=digested.reused,
+        odd_days=odd_days,
     )
     ensure_counts_add_up(interactions)
     return interactions
@@ -196,7 +207,10 @@ def _digest_units(
         write_marker(store, unit, marker)
         markers[unit.name] = marker
     return _Digested(
-        registry, [markers[unit.name] for unit in units], [path for unit in units for path in runs[unit.name]]
+        registry,
+        [markers[unit.name] for unit in units],
+        [path for unit in units for path in runs[unit.name]],
+        len(units) - len(new),
     )
 
 

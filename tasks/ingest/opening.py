@@ -33,7 +33,8 @@ from tasks.ingest.sources import (
 )
 from tasks.ingest.tables import inspect_tables, is_listed
 from tasks.ingest.volume import check_volume
-from tasks.registry import read_version
+from tasks.places import ensure_trainable
+from tasks.registry import FORGOTTEN, open_registry, read_version
 from tasks.run import WORK_VARIABLE, decide_date, fingerprint_of, pin_path, work_folder
 from tasks.store import Store, StoredObject
 from tasks.warm import find_source
@@ -90,9 +91,10 @@ def plan_run(
     """Events are read only where neither a date, nor a schedule, nor the days in the keys say which night this is, and
     of those only what no earlier night digested.
 
-    Raises InputMissing, InputIncomplete, InputCorrupt, InputUnstable, InputTooLarge, SchemaDrift, VolumeAnomaly, and
-    what the store's probe raises.
+    Raises DeviceUnavailable, RunConfigError, InputMissing, InputIncomplete, InputCorrupt, InputUnstable, InputTooLarge,
+    SchemaDrift, VolumeAnomaly, and what the store's probe raises.
     """
+    ensure_trainable(config.train, machine.gpus)
     store.probe()
     opened = look(store, config, night=as_of or scheduled_on, clock=clock)
     events, tables, schema = opened.events, opened.tables, opened.schema
@@ -194,7 +196,8 @@ def traces_of(store: Store, user_id: int | str, as_of: date, settings: IngestCon
     users = [pinned for pinned in pin_tables(store) if table_of(pinned.key) == "users"]
     tables = inspect_tables(store, users, schema, settings=settings)
     if isinstance(user_id, str) != (schema.user_id == pl.String):
-        return Traces(before=0, likes=0, later=0, quarantined=0, in_users=False)
+        return Traces(before=0, likes=0, later=0, quarantined=0, in_users=False, forgotten=False)
+    asked = pl.Series("id", [user_id], dtype=schema.user_id)
     valid = pl.col("rule").is_null()
     before = valid & (pl.col("timestamp_us") < midnight_us(as_of))
     with naming_read_errors(schema.files):
@@ -209,4 +212,5 @@ def traces_of(store: Store, user_id: int | str, as_of: date, settings: IngestCon
             )
             .collect(engine="streaming")
         )
-    return Traces(**counts.row(0, named=True), in_users=is_listed(tables, user_id))
+    forgotten = int(open_registry(store).rows_of("users", asked)[0]) == FORGOTTEN
+    return Traces(**counts.row(0, named=True), in_users=is_listed(tables, user_id), forgotten=forgotten)

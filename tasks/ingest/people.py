@@ -17,16 +17,19 @@ from tasks.store import Store
 NAMED_AT_MOST = 20
 
 
-def ids_of(store: Store, people: Sequence[str], kind: str) -> pl.Series:
-    """What was typed as ids of a kind: String, Int64 or UInt64. Raises RunConfigError, without an id in it."""
+def ids_of(store: Store, people: Sequence[str], kind: str, *, lines: Sequence[int] = ()) -> pl.Series:
+    """What was typed as ids of a kind: String, Int64 or UInt64. Raises RunConfigError, without an id in it.
+
+    `lines`: where each of them stands in a file, to call them by.
+    """
     typed = pl.Series("id", list(people), dtype=pl.String)
     if kind == "String":
         return typed
     numbers = typed.cast(pl.UInt64 if kind == "UInt64" else pl.Int64, strict=False)
-    if wrong := [place + 1 for place in (numbers.cast(pl.String).ne_missing(typed)).arg_true()]:  # 042 is not 42
+    if wrong := list((numbers.cast(pl.String).ne_missing(typed)).arg_true()):  # 042 is not 42
         raise RunConfigError(
-            f"the user ids of {store.uri} are numbers, and {_which(wrong, len(people))} no number as they are written "
-            "there. Nothing was changed."
+            f"the user ids of {store.uri} are numbers, and {_which(wrong, len(people), lines)} no number as they are "
+            "written there. Nothing was changed."
         )
     return numbers
 
@@ -41,7 +44,7 @@ def id_kind(store: Store, live: LiveLists) -> str:
     return {"string": "String", "uint64": "UInt64"}.get(found, "Int64")
 
 
-def look_for(store: Store, ids: pl.Series, live: LiveLists, *, always: bool) -> Remains:
+def look_for(store: Store, ids: pl.Series, live: LiveLists, *, always: bool, lines: Sequence[int] = ()) -> Remains:
     """What the team's own files have of them.
 
     Raises UserNotFound where somebody is found nowhere, unless `always`: a mistyped id would leave the person in.
@@ -52,14 +55,14 @@ def look_for(store: Store, ids: pl.Series, live: LiveLists, *, always: bool) -> 
     rows = _rows_of(open_registry(store), ids)
     met = set(remains.met)
     nowhere = [
-        place + 1 for place, row in enumerate(rows) if row == UNKNOWN and place not in met and not live.have_one[place]
+        place for place, row in enumerate(rows) if row == UNKNOWN and place not in met and not live.have_one[place]
     ]
     if nowhere and not always:
         uncounted = f" {len(remains.unread)} files could not be read." if remains.unread else ""
         raise UserNotFound(
-            f"{_which(nowhere, len(ids))} nobody whom {store.uri} knows: no event, no row of a table, no list in the "
-            f"live night, and not forgotten before.{uncounted} Nothing was changed. Ids are taken as they stand: 042 "
-            "and 42 are two people. To keep an id out should it ever come, forget it with ALWAYS=1."
+            f"{_which(nowhere, len(ids), lines)} nobody whom {store.uri} knows: no event, no row of a table, no list "
+            f"in the live night, and not forgotten before.{uncounted} Nothing was changed. Ids are taken as they "
+            "stand: 042 and 42 are two people. To keep an id out should it ever come, forget it with ALWAYS=1."
         )
     return remains
 
@@ -85,10 +88,11 @@ def _rows_of(registry: Registry, ids: pl.Series) -> np.ndarray:
     return np.array([row_of[one] for one in ids], np.int32)
 
 
-def _which(places: list[int], num_people: int) -> str:
-    """Whose id never stands in a message: by its place."""
+def _which(places: list[int], num_people: int, lines: Sequence[int]) -> str:
+    """Whose id never stands in a message: by its line, or its place."""
     if num_people == 1:
         return "the given one is"
-    named = ", ".join(map(str, places[:NAMED_AT_MOST]))
+    called, what = ([lines[place] for place in places], "lines") if lines else ([p + 1 for p in places], "places")
+    named = ", ".join(map(str, called[:NAMED_AT_MOST]))
     more = f" and {len(places) - NAMED_AT_MOST} more" if len(places) > NAMED_AT_MOST else ""
-    return f"of the {num_people} given ones those in the places {named}{more} are"
+    return f"of the {num_people} given ones those in the {what} {named}{more} are"

@@ -27,6 +27,7 @@ from tasks.ingest.inspection import EventFile
 from tasks.ingest.sources import day_of
 
 MIB, GIB = 2**20, 2**30
+UNITS = ((GIB, "GiB"), (MIB, "MiB"), (2**10, "KiB"))
 NIGHT_BYTES = 640 * MIB  # Python, torch, Polars, Prefect and its server
 CHILD_BYTES = 370 * MIB  # the process that reads files
 RANK_BYTES = 500 * MIB  # a process that trains, before its tables
@@ -234,7 +235,9 @@ def _line(name: str, memory: int, disk: int, seconds: float) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:,.1f} GiB"
+    """In the largest unit of which there is one."""
+    unit, name = next((found for found in UNITS if num_bytes >= found[0]), UNITS[-1])
+    return f"{num_bytes / unit:,.{1 if unit == GIB else 0}f} {name}"
 
 
 def _time(seconds: float) -> str:

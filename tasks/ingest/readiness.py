@@ -1,4 +1,4 @@
-"""Whether the newest day is all there: said by whoever writes it, or by the quiet that follows its last file.
+"""Whether all is there: said by whoever writes it, or by the quiet that follows the newest day's last file.
 
 A day that is late is waited for, asking less and less often, until a cut-off; then the night ends and says what is
 there.
@@ -8,10 +8,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 
 from tasks.config import IngestConfig
 from tasks.errors import InputIncomplete, InputMissing
-from tasks.ingest.sources import day_of, is_data_file, list_events
+from tasks.ingest.checksums import NAME as CHECKSUMS
+from tasks.ingest.checksums import named_and_absent
+from tasks.ingest.sources import day_of, is_data_file, is_in_window, list_events
 from tasks.store import Store, StoredObject
 
 SIGNS = ("_SUCCESS", "_MANIFEST", "_manifest.json", "manifest.json")  # what jobs leave beside a day that is finished
@@ -32,21 +35,24 @@ class Clock:
 def list_when_ready(store: Store, settings: IngestConfig, night: date | None, clock: Clock) -> list[StoredObject]:
     """The listing of all prefixes, control files included, once the newest day is ready. `night`: the date, if known.
 
-    Raises InputIncomplete at the cut-off.
+    Raises InputIncomplete at the cut-off, InputCorrupt for checksums that are none.
     """
     until = clock.read() + timedelta(minutes=settings.wait_minutes)
     wait_s = FIRST_WAIT_S
     while True:
         listed = list_events(store, settings)
         missing = what_is_missing(listed, settings, night, clock.read())
+        anyway = "take what is there with ingest.ready=now"
+        if missing is None:
+            missing = what_a_manifest_misses(store, listed, settings, night)
+            anyway = f"correct {CHECKSUMS} if the day is all there without"
         if missing is None:
             return listed
         left_s = (until - clock.read()).total_seconds()
         if left_s <= 0:
             raise InputIncomplete(
                 f"{missing}, and {settings.wait_minutes} minutes of waiting are over. Nothing was started; the live "
-                "recommendations stay. See what writes the day; wait longer with ingest.wait_minutes; or take what is "
-                "there with ingest.ready=now."
+                f"recommendations stay. See what writes the day; wait longer with ingest.wait_minutes; or {anyway}."
             )
         wait_s = min(wait_s, left_s)
         log.info("waiting: %s; asking again in %.0f s, until %s UTC", missing, wait_s, f"{until:%H:%M}")
@@ -65,6 +71,19 @@ def what_is_missing(
         if (missing := _missing_under(prefix, found, settings, night, now)) is not None:
             return missing
     return None
+
+
+def what_a_manifest_misses(
+    store: Store, listed: list[StoredObject], settings: IngestConfig, night: date | None
+) -> str | None:
+    """In words: event files that checksums name, of days that the night reads, and that are not there. None: none."""
+    reads = partial(is_in_window, night=night, settings=settings)
+    absent = {key: by for key, by in named_and_absent(store, listed).items() if reads(day_of(key))}
+    if not absent:
+        return None
+    first, by = next(iter(absent.items()))
+    others = f", and so are {len(absent) - 1:,} more that are named" if len(absent) > 1 else ""
+    return f"{store.uri_of(first)} is not there, and {by} names it{others}"
 
 
 def _missing_under(

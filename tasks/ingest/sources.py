@@ -66,10 +66,14 @@ def within_window(objects: Sequence[StoredObject], as_of: date, settings: Ingest
 
     A day's folder may hold events of its neighbours, so one day more is read on either side.
     """
-    if settings.window_days is None:
-        return list(objects)
-    first, last = as_of - timedelta(days=settings.window_days + 1), as_of
-    return [found for found in objects if (on := day_of(found.key)) is None or first <= on <= last]
+    return [found for found in objects if is_in_window(day_of(found.key), night=as_of, settings=settings)]
+
+
+def is_in_window(on: date | None, *, night: date | None, settings: IngestConfig) -> bool:
+    """Whether files of this day are read; those of no day are, and all where the night's date is not known yet."""
+    if settings.window_days is None or on is None or night is None:
+        return True
+    return night - timedelta(days=settings.window_days + 1) <= on <= night
 
 
 def night_after(objects: Sequence[StoredObject]) -> date | None:

@@ -97,6 +97,12 @@ def ingest(run: Run) -> Interactions:
         compute,
         inputs=(run.input_fingerprint, run.registry_epoch, run.registry_forgotten, run.config.ingest),
     )
+    if interactions.units_reused:
+        log.info(
+            "%d of %d days or files were digested by an earlier night and not read again",
+            interactions.units_reused,
+            interactions.units,
+        )
     log.info(
         "%s rows: %s likes, %s seen and not liked, %s set aside%s, %s quarantined",
         f"{interactions.rows_in:,}",
@@ -147,11 +153,13 @@ def read_tables(run: Run, interactions: Interactions) -> Tables:
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
-def look_for_people(store_uri: str, people: Sequence[SecretStr], live: LiveLists, always: bool) -> Remains:
+def look_for_people(
+    store_uri: str, people: Sequence[SecretStr], live: LiveLists, always: bool, lines: Sequence[int]
+) -> Remains:
     """What the team's own files have of them; UserNotFound where somebody is known nowhere."""
     store = open_store(store_uri)
-    ids = ids_of(store, [one.get_secret_value() for one in people], id_kind(store, live))
-    return look_for(store, ids, live, always=always)
+    ids = ids_of(store, [one.get_secret_value() for one in people], id_kind(store, live), lines=lines)
+    return look_for(store, ids, live, always=always, lines=lines)
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)

@@ -48,10 +48,10 @@ def _remaining(done: Forgotten) -> Table:
         )
     if swept.kept:
         table.add_row(
-            "due, but in use", f"{swept.kept:,}: a night was published meanwhile, and make forget-sweep rewrites it"
+            "due, in use", f"{swept.kept:,}: a night was published meanwhile, and make forget-sweep rewrites it"
         )
     if done.busy:
-        table.add_row("scratch of nights", f"of {', '.join(done.busy)}: goes when they end; then make forget-sweep")
+        table.add_row("scratch", f"of nights of {', '.join(done.busy)}: goes when they end; then make forget-sweep")
     if done.remains is not None:
         rows = done.remains.rows
         table.add_row(
@@ -65,8 +65,8 @@ def _remaining(done: Forgotten) -> Table:
             table.add_row("", f"and {len(rows) - FILES_SHOWN:,} more files")
         for key, why in list(done.remains.unread.items())[:FILES_SHOWN]:
             table.add_row("", f"not counted: {key} ({why})")
-    table.add_row("what others' vectors learned", "of them, until the next night is published")
-    table.add_row("other machines, copies, backups", "scratch of nights there, and what was copied out of the store")
+    table.add_row("others' vectors", "hold what they learned of them, until the next night is published")
+    table.add_row("elsewhere", "other machines' scratch of nights, and what was copied or backed up out of the store")
     return table
 
 

@@ -92,7 +92,8 @@ def _files(night: Night) -> str:
         parts.append(f"{len(found.set_aside):,} set aside")
     named = [f"\n- `{key}`: widened, {', '.join(what)}" for key, what in list(found.widened.items())[:FILES_NAMED]]
     named += [f"\n- `{key}`: set aside, {why}" for key, why in list(found.set_aside.items())[:FILES_NAMED]]
-    return f" Event files: {', '.join(parts)}." + (f"\n{''.join(named)}" if named else "")
+    odd = f" Overridden: {night.interactions.odd_days}." if night.interactions.odd_days else ""
+    return f" Event files: {', '.join(parts)}.{odd}" + (f"\n{''.join(named)}" if named else "")
 
 
 def _lists(night: Night) -> str:

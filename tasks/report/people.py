@@ -86,6 +86,12 @@ def person_of(
 
 def why_no_list(traces: Traces) -> str:
     """Why a night has no list for whoever left these traces, as far as they tell, and what to do."""
+    if traces.forgotten:
+        return (
+            "they were forgotten (make forget), and no night gives them a list again. What is left of them stands in "
+            f"the team's own files: {traces.before + traces.later + traces.quarantined:,} rows of events"
+            f"{', and rows of users/' if traces.in_users else ''}."
+        )
     if traces.before:
         return (
             f"they have {traces.before:,} events before that day, {traces.likes:,} of them likes. Either these came in "

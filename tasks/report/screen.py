@@ -55,6 +55,7 @@ def night_screen(night: Night, people: list[Person], next_steps: list[tuple[str,
         Panel(title, border_style="cyan"),
         Columns([_rows_table(night), _stages_table(night)], padding=(0, 3)),
         *_quarantine_warning(night),
+        *_set_aside_warning(night),
         "",
         _metrics_table(night),
         _remark(night),
@@ -116,7 +117,7 @@ def _rows_table(night: Night) -> Table:
         (graph.num_train, "train the judged fit"),
         (graph.num_validation, "choose its epochs"),
         (graph.num_test, "judge it"),
-        (lists.rows, f"recommendations, {lists.k} for each user"),
+        (lists.rows, f"recommendations, {'up to ' if lists.short_lists else ''}{lists.k} for each user"),
         *((lists.rows_by_tier[tier], f"of them of tier {tier}") for tier in TIERS if lists.rows_by_tier.get(tier)),
         *([(lists.short_lists, f"lists are shorter: {_why_short(lists)}")] if lists.short_lists else []),
     ]:
@@ -138,6 +139,16 @@ def _quarantine_warning(night: Night) -> list[Text]:
     worst = max(faulty, key=lambda rule: faulty[rule])
     text = f"{count:,} of {found.rows_in:,} events ({count / found.rows_in:.0%}) are quarantined, most by {worst}: "
     return [Text(text + "look at what writes them before you trust these recommendations.", "yellow")]
+
+
+def _set_aside_warning(night: Night) -> list[Text]:
+    aside = night.interactions.inspection.set_aside
+    if not aside:
+        return []
+    named = "; ".join(f"{key}: {_literal(why)}" for key, why in list(aside.items())[:FILES_SHOWN])
+    more = f"; and {len(aside) - FILES_SHOWN:,} more" if len(aside) > FILES_SHOWN else ""
+    files = "1 event file is" if len(aside) == 1 else f"{len(aside):,} event files are"
+    return [Text(f"{files} set aside, and no event of theirs counts: {named}{more}.", "yellow")]
 
 
 def _stages_table(night: Night) -> Table:

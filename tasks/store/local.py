@@ -159,7 +159,10 @@ class LocalStore:
             ) from error
         except OSError as error:
             if error.errno == errno.EROFS:
-                raise StoreDenied(f"{place} cannot be written: a read-only file system. Choose another.") from error
+                raise StoreDenied(
+                    f"{place} cannot be written: a read-only file system. The live recommendations are untouched. "
+                    "Choose another place."
+                ) from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
                     f"the disk of {self._root} is full. Nothing half-written was left and the live recommendations are "

@@ -20,7 +20,6 @@ from models.train import Spec
 from tasks.config import TrainConfig
 from tasks.contracts import Fitted, Graph
 from tasks.errors import (
-    DeviceUnavailable,
     DiskFull,
     NightError,
     RankMismatch,
@@ -29,12 +28,12 @@ from tasks.errors import (
     TrainingLost,
     TrainingOutOfMemory,
 )
+from tasks.places import ensure_trainable
 from tasks.ranks import Launch, Work, run_ranks
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.train.curve import write_curve
 from tasks.train.start import COLD, Start
 
-MEETING_PLACES_VARIABLE = "NIGHTGRAPH_RDZV_ENDPOINTS"
 # The ranks' own patience with each other. Long: while the first makes the start of a large graph, the others wait in
 # one exchange. A rank that hangs is found by its silence, not by this.
 GROUP_TIMEOUT_S = 1800
@@ -165,11 +164,9 @@ def _train(spec: Spec, launch: Launch, on_progress: Callable[[dict[str, Any]], N
 def choose_place(settings: TrainConfig, graph: Graph) -> Place:
     """Device, ranks, threads and split; the plan is logged before anything starts.
 
-    Asking for more GPUs than there are is an error, not a slower night. Raises DeviceUnavailable, RunConfigError,
-    TrainingOutOfMemory.
+    Raises DeviceUnavailable, RunConfigError, TrainingOutOfMemory.
     """
     device, ranks = _device_and_ranks(settings)
-    _refuse_unknown_meeting_places(settings)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // ranks)
     place = Place(device, ranks, threads, settings.nodes)
     return replace(place, split=_choose_split(settings, graph, place))
@@ -241,24 +238,10 @@ def _bytes_of_device(place: Place) -> float:
 
 def _device_and_ranks(settings: TrainConfig) -> tuple[str, int]:
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
-    if settings.device == "cuda" and gpus < (settings.ranks or 1):
-        raise DeviceUnavailable(
-            f"train.device is cuda with {settings.ranks or 1} ranks, and this machine has {gpus} usable GPUs. "
-            "Nothing was started. Set train.device to auto or cpu, or lower train.ranks."
-        )
+    ensure_trainable(settings, gpus)
     if settings.device != "cpu" and gpus >= (settings.ranks or 1):
         return "cuda", settings.ranks or gpus
     return "cpu", settings.ranks or 1
-
-
-def _refuse_unknown_meeting_places(settings: TrainConfig) -> None:
-    """Who may start a run must not be able to have this machine connect to any place they like."""
-    allowed = [place.strip() for place in os.environ.get(MEETING_PLACES_VARIABLE, "").split(",")]
-    if settings.nodes > 1 and settings.rdzv_endpoint not in allowed:
-        raise RunConfigError(
-            f"train.rdzv_endpoint is not among the places that the deployment allows. Put it into "
-            f"{MEETING_PLACES_VARIABLE} (comma-separated) where nights run. Nothing was started."
-        )
 
 
 # ---- what came out

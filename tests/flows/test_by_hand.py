@@ -21,9 +21,10 @@ from rich.console import Console
 
 from deploy.stack import Stack, down, members
 from flows import by_hand
-from flows.by_hand import night_settings, parse, show_night, start_server, store_of
+from flows.by_hand import night_settings, parse, show_night, store_of
+from flows.prefect_server import start_server, wait_for
 from tasks.contracts import Published
-from tasks.errors import RunConfigError
+from tasks.errors import PrefectUnreachable, RunConfigError
 from tasks.publish.reader import open_latest
 from tasks.store import open_store
 from tests.flows.conftest import PROJECT_ROOT, QUICK, two_taste_events
@@ -262,7 +263,7 @@ def test_a_bad_setting_ends_before_anything_is_started(tmp_path: Path) -> None:
     ended = Place(tmp_path).run("--set", "train.width=1")
     assert ended.code == 1
     assert "RunConfigError" in ended.text
-    assert "train.width: Input should be greater than or equal to 8" in ended.text
+    assert "train.width is '1': input should be greater than or equal to 8" in ended.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,12 +274,17 @@ def test_a_bad_setting_ends_before_anything_is_started(tmp_path: Path) -> None:
         (["--set", "train.widht=8"], r"no setting train\.widht.*train: ranks, nodes, rdzv_endpoint, split"),
         (["--set", "trian.width=8"], r"no setting trian\.width.*groups and fields are ingest: "),
         (["--set", "train.width"], r"train\.width has no value.*train\.width=VALUE"),
-        (["--set", "train.width=wide"], r"train\.width: .*integer"),
+        (["--set", "train.width=wide"], r"^train\.width is 'wide': input should be a valid integer"),
+        (
+            ["--set", "ingest.columns=userid:member"],
+            r"^ingest\.columns has no 'userid'; it has user_id, item_id, rating",
+        ),
+        (["--set", "ingest.weight_half_life_days=3"], r"^ingest\.weight_half_life_days needs ingest\.event_weights"),
         (["--k", "abc"], r"K=abc is no whole number.*K=20"),
         (["--ranks", "two"], r"RANKS=two is no whole number.*RANKS=2"),
         (["--as-of", "yesterday"], r"AS_OF=yesterday is no date.*AS_OF=2026-11-23"),
         (["--as-of", "2026-02-30"], r"AS_OF=2026-02-30 is no date"),
-        (["--ranks", "0"], r"train\.ranks: .*greater than or equal to 1"),
+        (["--ranks", "0"], r"train\.ranks is 0: .*greater than or equal to 1"),
         (["--set", "gate.override=popularity"], r"gate\.override needs gate\.override_reason"),
     ],
 )
@@ -358,6 +364,21 @@ def test_ratings_for_a_store_with_other_events_end_before_anything_is_written(pl
 def test_a_prefect_server_that_is_named_is_used_instead_of_one_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     assert start_server() is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://somebody:secret@127.0.0.1:9/api", "nonsense"])
+def test_a_prefect_server_that_is_named_and_does_not_answer_has_a_name(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(PrefectUnreachable, match=r"nothing answers there.*Nothing was started.*unset it") as told:
+        wait_for(start_server())
+    assert "secret" not in str(told.value)
+
+
+def test_a_server_that_refuses_us_is_there(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server + "/no/such/place")
+    wait_for(start_server())
 
 
 def test_make_down_says_where_the_recommendations_stay(tmp_path: Path) -> None:

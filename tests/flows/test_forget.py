@@ -27,8 +27,12 @@ from tests.flows.conftest import PROJECT_ROOT, QUICK, two_taste_events
 
 PLANTED = "planted-person-7d1f"
 AND_ANOTHER = "planted-other-93ab"
+ONE_DAY_FOR_ALL = {"volume_override": "accept", "volume_override_reason": "several nights of the same day's events"}
 SETTINGS = QUICK.model_copy(
-    update={"recommend": QUICK.recommend.model_copy(update={"embeddings": True})},
+    update={
+        "ingest": QUICK.ingest.model_copy(update=ONE_DAY_FOR_ALL),
+        "recommend": QUICK.recommend.model_copy(update={"embeddings": True}),
+    },
 )
 THEIRS = {"events/dt=2025-11-16/day.parquet", "users/all.parquet", "blocked/all.parquet"}  # the team's own files
 NIGHTS = (date(2025, 11, 17), date(2025, 11, 18))
@@ -158,7 +162,7 @@ def test_a_file_of_ids_is_taken_whole_or_not_at_all(
     listed.write_bytes(f"{PLANTED}\r\n\n{AND_ANOTHER}\nstranger-5e0c\n{PLANTED}\n".encode())
     assert forget("--users", str(listed)) == 1
     told = capfd.readouterr()
-    assert "of the 3 given ones those in the places 3 are nobody" in " ".join(told.out.replace("│", " ").split())
+    assert "of the 3 given ones those in the lines 4 are nobody" in " ".join(told.out.replace("│", " ").split())
     assert "stranger-5e0c" not in told.out + told.err
     assert open_latest(place).manifest.version == 1, "a mistyped id stops the whole file"
     assert forget("--users", str(listed), "--always") == 0

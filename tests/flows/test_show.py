@@ -11,6 +11,8 @@ import pytest
 
 from flows.by_hand import _for_make
 from flows.show import main
+from tasks.registry import forget
+from tasks.store import open_store
 from tests.flows.conftest import PROJECT_ROOT
 from tests.tasks.conftest import make_night  # noqa: F401
 
@@ -66,6 +68,15 @@ def test_whoever_is_not_there_is_named_kindly_with_the_reason(store, capsys):
         assert code == 1
         assert "UserNotFound" in text
         assert words in text
+
+
+def test_who_was_forgotten_hears_that_no_night_knows_them_again(store, capsys):
+    forget(open_store(store), "users", pl.Series("id", [8]))
+    code, text = shown(capsys, "--user", "8", "--store", store)
+    assert code == 1
+    assert "they were forgotten (make forget), and no night gives them a list again." in text
+    assert "team's own files: 1 rows of events." in text
+    assert "the next one knows them" not in text
 
 
 def test_who_has_no_list_and_no_events_to_say_why_hears_what_is_wrong_with_them(store, capsys):

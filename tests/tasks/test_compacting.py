@@ -16,6 +16,7 @@ from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
 from tasks.ingest.sources import pin_inputs
 from tasks.registry import FORGOTTEN, compact, extend, forget, open_registry, read_version
+from tasks.report.compacted import compacted_panel
 from tasks.store import LocalStore, open_store
 from tasks.without import theirs_of
 from tests.tasks.test_days import AS_OF, DAYS, SETTINGS, a_day, bytes_below, here, path_of, put_day, put_file
@@ -67,8 +68,18 @@ def test_the_night_after_a_compaction_has_the_pairs_of_a_night_in_a_new_store(st
     assert pairs(after) == pairs(here(fresh, tmp_path / "three"))
 
 
+def test_where_every_row_is_needed_nothing_is_given_up_and_no_day_has_to_be_read_again(store, tmp_path):
+    here(store, tmp_path / "one")
+    before = bytes_below(tmp_path / "store")
+    told = compact_rows(store, apply=True)
+    assert (told.applied, told.users, told.users_kept, told.due) == (False, 80, 80, 0)
+    assert bytes_below(tmp_path / "store") == before
+    assert "each of the 80 rows of users and 30 of items is needed" in compacted_panel(told).renderable
+
+
 def test_what_the_old_epoch_left_is_due_and_the_new_one_keeps_its_own(store, tmp_path):
     here(store, tmp_path / "one")
+    take_the_first_day_away(store)
     old = {stored.key for folder in ("days", "quarantine") for stored in store.list(folder)}
     old_registry = {stored.key for stored in store.list("registry")}
     assert compact_rows(store, apply=True).due == len(old)
@@ -83,11 +94,12 @@ def test_what_the_old_epoch_left_is_due_and_the_new_one_keeps_its_own(store, tmp
 
 def test_a_second_one_without_a_night_between_gives_nothing_up(store, tmp_path):
     here(store, tmp_path / "one")
+    take_the_first_day_away(store)
     compact_rows(store, apply=True)
     told = compact_rows(store, apply=True)
     assert (told.applied, told.units, told.due) == (False, 0, 0)
     assert read_version(store).epoch == 1
-    assert len(open_registry(store).ids["users"]) == 80
+    assert len(open_registry(store).ids["users"]) == 40
 
 
 def test_one_that_was_killed_after_its_commit_is_ended_by_the_next(store, tmp_path):
@@ -132,6 +144,7 @@ def test_forgetting_after_a_compaction_leaves_days_of_the_old_numbering_alone(st
 
 def test_a_night_that_was_opened_before_a_compaction_ends_by_name(store, tmp_path):
     here(store, tmp_path / "one")
+    take_the_first_day_away(store)
     compact_rows(store, apply=True)
     events = pin_inputs(store, SETTINGS)
     (tmp_path / "two").mkdir()
@@ -149,6 +162,7 @@ def test_a_night_that_was_opened_before_a_compaction_ends_by_name(store, tmp_pat
 
 def test_a_compaction_while_a_night_reads_ends_that_night_by_name_and_the_next_is_right(store, tmp_path, monkeypatch):
     here(store, tmp_path / "one")
+    take_the_first_day_away(store)
     put_file(store, "events/dt=2026-11-22/a.parquet", a_day(4, seed=9).with_columns(user_id="w" + pl.col("user_id")))
     opened, compacted = threading.Event(), threading.Event()
     extended = extend

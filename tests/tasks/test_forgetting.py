@@ -184,6 +184,11 @@ def test_nobody_by_this_id_is_an_error_that_does_not_say_the_id_unless_it_is_wan
     with pytest.raises(UserNotFound, match="the given one is nobody") as refusal:
         look_for(store, pl.Series(["stranger"]), LIVE, always=False)
     assert "stranger" not in str(refusal.value)
+    two = LiveLists(IngestConfig(), "", (False, False))
+    with pytest.raises(UserNotFound, match="of the 2 given ones those in the places 2 are nobody"):
+        look_for(store, pl.Series(["ada", "stranger"]), two, always=False)
+    with pytest.raises(UserNotFound, match="of the 2 given ones those in the lines 7 are nobody"):
+        look_for(store, pl.Series(["ada", "stranger"]), two, always=False, lines=[3, 7])
     assert look_for(store, pl.Series(["stranger"]), LIVE, always=True).rows == {}
     registry.forget(store, "users", pl.Series(["stranger"]))
     assert look_for(store, pl.Series(["stranger"]), LIVE, always=False).rows == {}

@@ -49,7 +49,7 @@ def test_a_file_swapped_after_the_night_opened_ends_it(town: Any) -> None:
 @pytest.mark.parametrize(
     ("by_schedule", "as_of", "night"),
     [
-        (True, None, date(2026, 11, 24)),
+        (True, None, date(2026, 11, 22)),
         (True, date(2026, 11, 20), date(2026, 11, 20)),
         (False, None, date(2026, 11, 23)),
     ],
@@ -58,7 +58,7 @@ def test_the_start_gives_the_date_only_to_a_run_that_the_schedule_made(
     by_schedule: bool, as_of: date | None, night: date, town: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow_run = SimpleNamespace(
-        auto_scheduled=by_schedule, expected_start_time=datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
+        auto_scheduled=by_schedule, expected_start_time=datetime(2026, 11, 22, 23, 30, tzinfo=UTC)
     )
     monkeypatch.setattr(FlowRunContext, "get", lambda: SimpleNamespace(flow_run=flow_run))
     assert open_run.fn(NightlyConfig(), as_of, False).as_of == night

@@ -124,7 +124,22 @@ def with_rules(found: Night) -> Night:
 
 def test_the_screen_says_why_lists_are_short() -> None:
     assert "2  lists are shorter: seen 1, category 1" in seen(night_screen(with_rules(night()), [], NEXT))
+    assert "up to 20 for each user" in seen(night_screen(with_rules(night()), [], NEXT))
     assert "shorter" not in seen(night_screen(night(), [], NEXT))
+    assert "recommendations, 20 for each user" in seen(night_screen(night(), [], NEXT))
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_event_files_that_were_set_aside_are_named_on_the_screen() -> None:
+    found = night()
+    aside = Inspection(28, {}, {f"events/{n}.parquet": "it is cut off" for n in range(5)})
+    text = seen(night_screen(replace(found, interactions=replace(found.interactions, inspection=aside)), [], NEXT))
+    assert "5 event files are set aside, and no event of theirs counts: events/0.parquet: it is cut off;" in flat(text)
+    assert "and 2 more" in flat(text)
+    assert "set aside, and no event" not in seen(night_screen(found, [], NEXT))
 
 
 def test_the_report_says_what_rules_took_and_where_lists_begin() -> None:
@@ -153,6 +168,8 @@ def test_the_report_names_files_that_were_widened_or_set_aside() -> None:
     odd = Inspection(28, {"events/a.parquet": ["user_id Int32 -> Int64"]}, {"events/b.parquet": "it is cut short"})
     text = to_markdown(replace(found, interactions=replace(found.interactions, inspection=odd)))
     assert "Event files: 29 accepted, 1 of them in narrower types, which were widened, 1 set aside." in text
+    overridden = replace(found.interactions, odd_days="no event in the files of 2026-11-22 is of that day")
+    assert "Overridden: no event in the files of" in to_markdown(replace(found, interactions=overridden))
     assert "- `events/a.parquet`: widened, user_id Int32 -> Int64\n- `events/b.parquet`: set aside, it is cut" in text
 
 

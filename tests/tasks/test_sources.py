@@ -1,5 +1,6 @@
 """Where events come from: folders, days, columns and kinds; whether a day is there, and whether it looks like one."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from flows.by_hand import night_settings, parse
-from tasks.config import IngestConfig, NightlyConfig
+from tasks.config import IngestConfig, NightlyConfig, TrainConfig
 from tasks.contracts import Run
-from tasks.errors import InputIncomplete, InputMissing, SchemaDrift, VolumeAnomaly
+from tasks.errors import DeviceUnavailable, InputIncomplete, InputMissing, RunConfigError, SchemaDrift, VolumeAnomaly
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.opening import plan_run, read_pinned, scan_likes, traces_of
 from tasks.ingest.planner import Machine
@@ -85,10 +86,18 @@ class Watch:
         next(self.happens, None)
 
 
-def plan(store: Any, work: Path, watch: Watch | None = None, *, as_of: date | None = None, **ingest: Any) -> Run:
+def plan(
+    store: Any,
+    work: Path,
+    watch: Watch | None = None,
+    *,
+    as_of: date | None = None,
+    train: TrainConfig | None = None,
+    **ingest: Any,
+) -> Run:
     return plan_run(
         store,
-        NightlyConfig(ingest=IngestConfig(**ingest)),
+        NightlyConfig(ingest=IngestConfig(**ingest), train=train or TrainConfig()),
         as_of=as_of,
         scheduled_on=None,
         work_root=str(work),
@@ -205,7 +214,7 @@ def test_a_mapped_column_that_is_missing_is_named_as_it_should_be_called(store: 
 def test_event_types_become_kinds_and_one_without_a_weight_breaks_a_rule(store: Any) -> None:
     columns = {name: values for name, values in EVENTS.items() if name != "rating"}
     put(store, "events/a.parquet", {**columns, "event_type": ["view", "purchase", "like", "wink", None]})
-    found = scan(store, event_weights={"view": 0.1, "purchase": 1.0, "like": 0.5})
+    found = scan(store, event_weights={"view": 0.1, "purchase": 1.0, "like": 0.5}, like_threshold=1)
     assert found["kind"].to_list() == [2, 1, 0, None, None], "places in like, purchase, view"
     assert found["rule"].to_list() == [None, None, None, "unknown_event_type", "unknown_event_type"]
 
@@ -218,13 +227,13 @@ def test_ratings_make_two_kinds_and_implicit_events_one(store: Any) -> None:
 
 def test_weights_and_window_are_applied_after_digesting_and_everything_else_is_not() -> None:
     weights = {"view": 0.1, "buy": 1.0}
-    plain = settings_of_rules(IngestConfig(event_weights=weights))
+    plain = settings_of_rules(IngestConfig(event_weights=weights, like_threshold=1))
     later = IngestConfig(
         event_weights={"view": 9.0, "buy": 3.0}, weight_half_life_days=7, window_days=3, like_threshold=2.0
     )
     assert settings_of_rules(later) == plain
     for other in ({"columns": {"user_id": "u"}}, {"event_weights": {"view": 1.0}}, {"bot_events_per_day": 9}):
-        assert settings_of_rules(IngestConfig(**{"event_weights": weights, **other})) != plain
+        assert settings_of_rules(IngestConfig(**{"event_weights": weights, "like_threshold": 1, **other})) != plain
     assert settings_of_rules(IngestConfig(like_threshold=3.0)) != settings_of_rules(IngestConfig())
 
 
@@ -251,12 +260,22 @@ def test_a_half_life_without_weights_is_refused() -> None:
         IngestConfig(weight_half_life_days=7)
 
 
+def test_weights_without_a_threshold_of_their_own_are_refused_for_the_default_is_one_of_ratings() -> None:
+    with pytest.raises(ValidationError, match=r"default of 4 is meant for ratings.*heaviest event here weighs 1\)"):
+        IngestConfig(event_weights={"view": 0.1, "purchase": 1.0})
+    assert IngestConfig(event_weights={"buy": 9.0}, like_threshold=4.0).like_threshold == 4.0
+    whole = IngestConfig(event_weights={"buy": 1.0}, like_threshold=None)
+    assert IngestConfig.model_validate(whole.model_dump(mode="json")) == whole, "what a manifest says is settings again"
+
+
 def test_likes_and_traces_of_a_person_are_read_through_the_mapping(store: Any) -> None:
     columns = {"member": EVENTS["user_id"], "sku": EVENTS["item_id"], "at": EVENTS["timestamp"]}
     put(store, "web/a.parquet", {**columns, "what": ["view", "buy", "buy", "view", "buy"]})
     put(store, "app/a.parquet", {**columns, "what": ["look", "buy", "buy", "view", "view"]})
     names = {"user_id": "member", "item_id": "sku", "timestamp": "at", "event_type": "what"}
-    settings = IngestConfig(prefixes=("web", "app"), columns=names, event_weights={"view": 0.0, "buy": 1.0})  # type: ignore[arg-type]
+    settings = IngestConfig(
+        prefixes=("web", "app"), columns=names, event_weights={"view": 0.0, "buy": 1.0}, like_threshold=1
+    )  # type: ignore[arg-type]
     liked = scan_likes(store, settings).collect()
     assert sorted(liked.select("user_id", "item_id").rows()) == [
         ("ada", "rye"),
@@ -379,3 +398,87 @@ def test_an_empty_day_in_the_middle_stops_the_night(empty: str, store: Any, tmp_
 def test_a_hole_before_the_window_is_nobodys(store: Any, tmp_path: Path) -> None:
     put_days(store, {date(2026, 9, 1): 20, **dict.fromkeys(days_before(NIGHT, 5), 20)})
     assert plan(store, tmp_path, window_days=3).num_files == 4
+
+
+def test_a_last_day_that_was_not_delivered_stops_the_night_that_is_run_for_it(store: Any, tmp_path: Path) -> None:
+    put_days(store, dict.fromkeys(days_before(NIGHT, 5), 20))
+    late = NIGHT + timedelta(days=2)
+    told = r"2026-11-24, the last day before the night, has no file; the newest day with a file is 2026-11-22 \(2 of 7"
+    with pytest.raises(VolumeAnomaly, match=told):
+        plan(store, tmp_path, as_of=late)
+    run = plan(store, tmp_path, as_of=late, volume_override="accept", volume_override_reason="Anna: closed for Sunday")
+    assert "2 of 7 days are empty" in run.odd_volume
+    assert plan(store, tmp_path).odd_volume == "", "without a date the night is the one after the last day"
+    put(store, "events/flat.parquet")  # it may hold the last days
+    assert plan(store, tmp_path, as_of=late).odd_volume == ""
+
+
+@pytest.mark.parametrize(("day", "words"), [(22, "the last day before the night"), (20, "a hole that a model")])
+def test_a_day_whose_every_file_is_set_aside_is_empty_and_the_file_is_named(
+    day: int, words: str, store: Any, tmp_path: Path
+) -> None:
+    put_days(store, dict.fromkeys(days_before(NIGHT, 12), 20))
+    key = f"events/dt=2026-11-{day}/a.parquet"
+    path_of(store, key).write_bytes(path_of(store, key).read_bytes()[:-9])
+    with pytest.raises(VolumeAnomaly, match=words) as told:
+        plan(store, tmp_path, max_bad_files=1)
+    assert f"no rows in its files (set aside, for it cannot be read: {key})" in str(told.value)
+    run = plan(store, tmp_path, max_bad_files=1, volume_override="accept", volume_override_reason="Anna: known")
+    assert key in run.odd_volume
+
+
+# ---- what checksums name
+
+
+def sums_of(store: Any, *keys: str) -> bytes:
+    """As sha256sum prints them, from the folder of the first key."""
+    folder = keys[0].rpartition("/")[0] + "/"
+    lines = []
+    for key in keys:
+        path = path_of(store, key)
+        digest = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        lines.append(f"{digest}  {key.removeprefix(folder)}\n")
+    return "".join(lines).encode()
+
+
+def test_an_event_file_that_checksums_name_and_that_is_not_there_makes_its_day_incomplete(
+    store: Any, tmp_path: Path
+) -> None:
+    put_days(store, dict.fromkeys(days_before(NIGHT, 3), 20))
+    day = "events/dt=2026-11-22"
+    named = sums_of(store, f"{day}/a.parquet", f"{day}/b.parquet", f"{day}/notes.txt")
+    store.put_once(f"{day}/_SHA256SUMS", named)
+    words = rf"{day}/b\.parquet is not there, and {day}/_SHA256SUMS names it, .*correct _SHA256SUMS"
+    with pytest.raises(InputIncomplete, match=words):
+        plan(store, tmp_path, as_of=NIGHT)
+    watch = Watch()
+
+    def later() -> Iterator[None]:
+        yield
+        put(store, f"{day}/b.parquet")
+        yield
+
+    watch.happens = later()
+    assert plan(store, tmp_path, watch, as_of=NIGHT, wait_minutes=30).num_files == 4
+    assert watch.slept_s == [15.0, 30.0], "it is waited for like a day that is late"
+
+
+def test_checksums_of_days_that_the_night_does_not_read_may_name_what_is_gone(store: Any, tmp_path: Path) -> None:
+    put_days(store, dict.fromkeys(days_before(NIGHT, 5), 20))
+    gone = "events/dt=2026-10-01/a.parquet"
+    line = sums_of(store, "events/dt=2026-11-22/a.parquet").decode().split()[0]
+    store.put_once("events/_SHA256SUMS", f"{line}  dt=2026-11-22/a.parquet\n{line}  dt=2026-10-01/a.parquet\n".encode())
+    assert plan(store, tmp_path, as_of=NIGHT, window_days=3).num_files == 4
+    with pytest.raises(InputIncomplete, match=gone):
+        plan(store, tmp_path, as_of=NIGHT)
+
+
+# ---- what else is known before a byte is read
+
+
+def test_what_cannot_be_trained_here_ends_the_night_before_it_looks_at_anything(store: Any, tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="this machine has 0 usable GPUs"):  # there is no event either
+        plan(store, tmp_path, train=TrainConfig(device="cuda"))
+    far = TrainConfig(nodes=2, ranks=1, rdzv_endpoint="elsewhere:29400")
+    with pytest.raises(RunConfigError, match=r"rdzv_endpoint is not among the places"):
+        plan(store, tmp_path, train=far)
