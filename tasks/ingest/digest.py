@@ -28,6 +28,9 @@ from tasks.registry import FORGOTTEN, KINDS, UNKNOWN, Kind, Registry
 
 # What a row takes at its widest moment, while its piece is read: ids, raw columns, and their copies.
 BYTES_A_ROW = 160
+# A larger piece is read no faster, and what reading takes would grow with the day.
+PIECE_ROWS_AT_MOST = 1 << 21
+PIECES_AT_ONCE = 4
 # Row groups have a fixed size, or the bytes would follow the engine's threads; the merge reads them by user.
 ROWS_PER_GROUP = 1 << 17
 ROWS_PER_GROUP_REFUSED = 100_000
@@ -96,7 +99,7 @@ def read_unit(schema: EventSchema, folder: Path, *, settings: IngestConfig) -> l
 def _read_files(schema: EventSchema, folder: Path, settings: IngestConfig) -> list[FileCounts]:
     files = schema.files
     counts = [FileCounts(file.num_rows) for file in files]
-    rows_at_most = max(1, (settings.memory_mib << 20) // BYTES_A_ROW)
+    rows_at_most = max(1, min(PIECE_ROWS_AT_MOST, (settings.memory_mib << 20) // BYTES_A_ROW))
     with naming_read_errors(files):
         for number, piece in enumerate(pieces_of(files, rows_at_most)):
             _read_piece(piece, schema, folder / f"piece-{number:05d}", counts, settings)
@@ -163,9 +166,16 @@ def _places(ids: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
 
 
 def ids_in(folders: list[Path], kind: Kind) -> pl.Series:
-    """The distinct ids of all pieces of these units."""
+    """The distinct ids of all pieces of these units.
+
+    A few pieces at a time: together they hold most ids once for each day.
+    """
     files = [path for folder in folders for path in sorted(folder.glob(f"piece-*/{kind}.parquet"))]
-    return pl.scan_parquet(files).unique().collect(engine="streaming")["id"]
+    distinct = pl.read_parquet(files[0])["id"]
+    for start in range(1, len(files), PIECES_AT_ONCE):
+        some = [pl.read_parquet(path)["id"] for path in files[start : start + PIECES_AT_ONCE]]
+        distinct = pl.concat([distinct, *some]).unique()
+    return distinct
 
 
 # ---- step 2

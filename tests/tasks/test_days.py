@@ -18,6 +18,7 @@ import pytest
 from tasks.config import IngestConfig
 from tasks.contracts import Interactions
 from tasks.errors import InputCorrupt, InputMissing, SchemaDrift, VolumeAnomaly
+from tasks.ingest import digest as digest_module
 from tasks.ingest.child import digest_apart, last_event_apart
 from tasks.ingest.earlier import read_earlier
 from tasks.ingest.events import last_event_at
@@ -469,6 +470,28 @@ def test_a_reading_that_is_killed_once_and_run_again_ends_with_the_same_bytes(
     for moment in moments:
         assert bytes_below(tmp_path / f"{moment}-again") == bytes_below(tmp_path / "calm-night"), moment
         assert digested(stores[moment]) == digested(store), moment
+
+
+def test_a_large_day_is_read_in_pieces_and_its_pairs_and_counts_are_those_of_one(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_day(store, DAYS - 1, name="again", seed=DAYS - 1)  # duplicates, which stand in other pieces
+    whole = here(store, tmp_path / "whole")
+    forget_digested_days(store)
+    read: list[int] = []
+    read_piece = digest_module._read_piece
+
+    def counted(piece: list[Any], *others: Any) -> None:
+        read.append(sum(part.rows for part in piece))
+        read_piece(piece, *others)
+
+    monkeypatch.setattr(digest_module, "_read_piece", counted)
+    monkeypatch.setattr(digest_module, "PIECE_ROWS_AT_MOST", 70)
+    pieces = here(store, tmp_path / "pieces")
+    assert max(read) == 70
+    assert sum(read) == (DAYS + 1) * EVENTS_A_DAY
+    assert replace(pieces, folder="", quarantine_files=()) == replace(whole, folder="", quarantine_files=())
+    assert whole.set_aside["duplicate"] >= EVENTS_A_DAY - 1
 
 
 # ---- days that are not what their keys say

@@ -14,6 +14,7 @@ from tasks.config import EvaluateConfig, IngestConfig, NightlyConfig, TrainConfi
 from tasks.errors import InputTooLarge
 from tasks.graph import pairs
 from tasks.ingest import planner
+from tasks.ingest.digest import PIECE_ROWS_AT_MOST
 from tasks.ingest.footers import ColumnHint, column_hint, ids_of_all, union_of
 from tasks.ingest.inspection import EventFile, read_footer
 from tasks.ingest.machine import memory_limits, this_machine
@@ -185,3 +186,12 @@ def test_make_plan_prints_each_stage_and_runs_none(
 def test_settings_of_a_plan_are_those_of_a_night(tmp_path: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     assert main(["--store", str(tmp_path), "--set", "train.widht=9"]) == 1
     assert "no setting train.widht" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_day_is_read_in_pieces_so_a_larger_one_takes_no_more_memory_to_read() -> None:
+    def reading(rows: int) -> int:
+        plan = plan_night(Sizes(rows, 1_000, 1_000, rows * 20, rows), NightlyConfig(), LARGE)
+        return next(stage.memory_bytes for stage in plan.stages if stage.stage == "ingest")
+
+    assert planner.PIECE_ROWS == PIECE_ROWS_AT_MOST
+    assert reading(PIECE_ROWS_AT_MOST) == reading(4 * PIECE_ROWS_AT_MOST) > reading(PIECE_ROWS_AT_MOST // 2)
