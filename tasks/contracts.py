@@ -323,6 +323,48 @@ class Published:
 
 
 @dataclass(frozen=True)
+class LiveNight:
+    """What readers get, once a person has moved LATEST."""
+
+    as_of: date
+    version: int
+    rolled_back_to: str  # whose files these are, as in 2026-11-22 v1; empty: its own
+    held: str  # since when, by whom and why readers stay with it; empty: they do not
+    created_at: datetime  # of the night that made the lists
+    rows: int
+    users: int
+    files: int
+    latest_uri: str
+
+
+@dataclass(frozen=True)
+class GoneFiles:
+    """What one attempt at a night had left in the store."""
+
+    as_of: date
+    attempt: str
+    version: int  # that it was published as; 0: never
+    why: str
+    files: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What retention removed, or would."""
+
+    store_uri: str
+    applied: bool
+    keep_dates: int
+    gone: tuple[GoneFiles, ...]
+    left_alone: int  # attempts that changed while it was at work: a rollback was quicker, say
+    kept: int  # attempts with files
+    kept_bytes: int
+    ended: int  # attempts that had committed, and whose record now says so
+    unknown: tuple[str, ...]  # dates and attempts that nobody can tell whether they may still commit
+
+
+@dataclass(frozen=True)
 class LiveLists:
     """What the live night says before somebody is forgotten; nothing where there is none."""
 

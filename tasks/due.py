@@ -73,7 +73,7 @@ def write_down(store: Store, replaced: Iterable[StoredObject]) -> int:
 
 def sweep(store: Store, *, in_use: frozenset[str], grace: timedelta = GRACE) -> Swept:
     """Remove what has been due for `grace`, but nothing that is `in_use`. Goes on where an earlier sweep was killed."""
-    now = _now_of(store)
+    now = now_of(store)
     removed: dict[str, int] = {}
     waiting: dict[str, int] = {}
     kept: dict[str, int] = {}
@@ -98,6 +98,11 @@ def sweep(store: Store, *, in_use: frozenset[str], grace: timedelta = GRACE) -> 
     return Swept(len(removed), sum(removed.values()), len(waiting), sum(waiting.values()), len(kept), next_at)
 
 
+def due_keys(store: Store) -> frozenset[str]:
+    """What is on a list and not removed yet."""
+    return frozenset(one.key for _, found, _ in _open_lists(store) for one in found.due)
+
+
 def _lists(store: Store) -> list[StoredObject]:
     return [stored for stored in store.list(FOLDER) if re.fullmatch(rf"{FOLDER}/\d{{8}}\.json", stored.key)]
 
@@ -119,7 +124,8 @@ def _open_lists(store: Store) -> list[tuple[StoredObject, DueList, str]]:
     return found
 
 
-def _now_of(store: Store) -> datetime:
+def now_of(store: Store) -> datetime:
+    """By the store's own clock."""
     content = secrets.token_hex(16).encode()
     try:
         store.put_once(CLOCK_KEY, content)

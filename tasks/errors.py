@@ -189,6 +189,18 @@ class PublishConflict(NightError):
     """Another night committed this version of this date first, from other inputs."""
 
 
+class AttemptRevoked(NightError):
+    """A night took so long that its files were given up, and perhaps removed, before it could commit."""
+
+
+class NightGone(NightError):
+    """A night to roll back to was never published, or its files were removed or are about to be."""
+
+
+class NothingHeld(NightError):
+    """There is no rollback to release."""
+
+
 class UserNotFound(NightError):
     """The live night has no list for somebody who was asked for."""
 

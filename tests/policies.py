@@ -2,10 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.faults import Request
 
 FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "policies"
 CONDITIONS = ("if-match", "if-none-match")
@@ -71,3 +74,18 @@ def of_request(method: str, url: str, headers: dict[str, str]) -> tuple[str, str
     if "uploads" in asked or "partNumber" in asked:  # what makes an object is the request that completes it
         conditions["ObjectCreationOperation"] = "false"
     return "PutObject", place, conditions
+
+
+def enforced(role: str, store_uri: str, refused: set[str]) -> Callable[[Request], str | None]:
+    """A proxy's `fault`: S3 as its policies make it for `role`. What was refused is noted, as "PutObject key"."""
+    bucket, _, prefix = store_uri.removeprefix("s3://").partition("/")
+    statements = policy(role, bucket=bucket, prefix=prefix)
+
+    def decide(request: Request) -> str | None:
+        action, place, conditions = of_request(request.method, request.path, request.headers)
+        if allows(statements, action, place, **conditions):
+            return None
+        refused.add(f"{action} {place.removeprefix(f'{bucket}/{prefix}/')}")
+        return "403 AccessDenied"
+
+    return decide

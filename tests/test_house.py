@@ -19,8 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for room in ("flows", "tasks", "models") for path in (ROOT / room).rglob("*.py"))
 MODELS = [path for path in SOURCES if path.is_relative_to(ROOT / "models")]
 # Where a clock may be read: what is published carries its moment, a date in the future is refused, and so is, by a
-# reader who asks for it, a night that is too old.
-CLOCKS = {"tasks/ingest/task.py", "tasks/publish/task.py", "tasks/publish/reader.py", "tasks/report/task.py"}
+# reader who asks for it, a night that is too old; and a hold says since when.
+CLOCKS = {
+    "flows/rollback_by_hand.py",
+    "tasks/ingest/task.py",
+    "tasks/publish/task.py",
+    "tasks/publish/reader.py",
+    "tasks/report/task.py",
+}
 MATHEMATICS = {"torch", "numpy", "scipy", "numba", "safetensors", "models"} | set(sys.stdlib_module_names)
 
 
@@ -120,19 +126,28 @@ def test_the_clock_is_read_where_it_may_be() -> None:
     assert reading <= CLOCKS
 
 
-def test_only_the_sweep_of_what_is_due_removes_from_a_store_and_no_night_calls_it() -> None:
+def test_only_the_sweep_of_what_is_due_and_retention_remove_from_a_store_and_no_night_calls_them() -> None:
     removing = {
         name_of(path)
         for path in SOURCES
         for name, call in calls_of(path)
         if name.endswith(".remove") and "etag" in {keyword.arg for keyword in call.keywords}
     }
-    assert removing == {"tasks/due.py"}
-    sweeping = {name_of(path) for path in SOURCES for name, _ in calls_of(path) if name.split(".")[-1] == "sweep"}
-    assert sweeping == {"tasks/publish/task.py"}
-    asking = {name_of(path) for path in SOURCES for name, _ in calls_of(path) if name == "remove_what_is_due"}
-    assert asking == {"flows/forget.py"}
-    assert "forget" not in (ROOT / "flows/nightly.py").read_text()
+    assert removing == {"tasks/due.py", "tasks/publish/retention.py"}
+
+    called = {(name.split(".")[-1], name_of(path)) for path in SOURCES for name, _ in calls_of(path)}
+
+    def calling(function: str) -> set[str]:
+        return {where for name, where in called if name == function}
+
+    assert calling("sweep") == {"tasks/publish/task.py"}
+    assert calling("remove_what_is_due") == {"flows/forget.py"}
+    assert calling("apply_retention") == {"tasks/publish/retention.py"}
+    assert calling("retain") == {"tasks/publish/task.py", "flows/retention_by_hand.py"}
+    assert calling("remove_old_nights") == {"flows/retention.py"}
+    night = (ROOT / "flows/nightly.py").read_text()
+    assert "forget" not in night
+    assert "retention" not in night
 
 
 def test_every_module_says_what_it_is_for() -> None:

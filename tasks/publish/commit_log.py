@@ -21,8 +21,11 @@ from tasks.errors import (
     PublishUnresolved,
     StoreUnavailable,
 )
+from tasks.publish.holds import last_hold
 from tasks.publish.manifest import Manifest, commit_key, commits_folder, damaged, parse_manifest
 from tasks.store import Store
+
+COMMIT_KEY = re.compile(r"_meta/commits/(\d{4}-\d{2}-\d{2})/v(\d{8})\.json")
 
 log = logging.getLogger("nightgraph.publish")
 
@@ -43,20 +46,28 @@ def find_commit(store: Store, as_of: date) -> Manifest | None:
 
 def dates_with_a_commit(store: Store) -> list[date]:
     """In their order."""
-    keys = [
-        re.fullmatch(r"_meta/commits/(\d{4}-\d{2}-\d{2})/v\d{8}\.json", one.key) for one in store.list("_meta/commits")
-    ]
+    keys = [COMMIT_KEY.fullmatch(one.key) for one in store.list("_meta/commits")]
     return sorted({date.fromisoformat(key[1]) for key in keys if key})
 
 
-def _newest_commit(store: Store, known: Manifest) -> Manifest:
-    """The newest (date, version) of the log, which is `known` or later. Keys sort as dates and versions do."""
-    keys = [stored.key for stored in store.list("_meta/commits")]
-    commits = [key for key in keys if re.fullmatch(r"_meta/commits/\d{4}-\d{2}-\d{2}/v\d{8}\.json", key)]
-    newest = max(commits, default="")
-    if newest <= commit_key(known.as_of, known.version):
-        return known
-    return parse_manifest(store.read(newest)[0], store.uri_of(newest))
+def what_is_live(store: Store) -> Manifest | None:
+    """By the log alone: what the last hold names, else the newest commit. None: nothing was ever published.
+
+    Holds are asked for first: what one of them names was committed before. Keys sort as dates and versions do.
+    """
+    hold = last_hold(store)
+    if hold is not None and hold.commit:
+        key: str = hold.commit
+    else:
+        keys = [stored.key for stored in store.list("_meta/commits")]
+        key = max((one for one in keys if COMMIT_KEY.fullmatch(one)), default="")
+    if not key:
+        return None
+    manifest = parse_manifest(store.read(key)[0], store.uri_of(key))
+    if hold is None:
+        return manifest
+    held = f"{hold.created_at:%Y-%m-%d %H:%M} UTC, {hold.who}: {hold.reason}" if hold.commit else ""
+    return manifest.model_copy(update={"holds": hold.number, "held": held})
 
 
 def commit(
@@ -118,40 +129,48 @@ def advance_latest(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Move LATEST.json on to `manifest`, never back in (date, version). Returns whether it names this manifest now.
+    """Let LATEST.json follow the log, which has `manifest`. Returns whether it names this manifest now.
+
+    LATEST.json is read before the log: whoever commits meanwhile swaps after us, or makes our swap fail. It never moves
+    back in (holds, date, version).
 
     Raises ManifestInvalid if LATEST.json is damaged, and StoreUnavailable after the deadline.
     """
-    content = manifest.to_json()
     give_up_at = clock() + deadline_s
     while True:
         try:
-            found, etag = store.read(LATEST_KEY)
-            live = parse_manifest(found, store.uri_of(LATEST_KEY))
-            if live.attempt == manifest.attempt:
-                return True
-            if (live.as_of, live.version) >= (manifest.as_of, manifest.version):
-                return False
-            store.compare_and_swap(LATEST_KEY, content, etag=etag)
-            return True
-        except ObjectNotFound:
-            try:
-                # The first night, or somebody deleted it: then the newest of the whole log is what was live.
-                newest = _newest_commit(store, manifest)
-                store.put_once(LATEST_KEY, newest.to_json())
-                if newest.version > 1 or newest.attempt != manifest.attempt:
-                    said = "LATEST.json was gone; it names version %d of %s again, the newest that was committed"
-                    log.warning(said, newest.version, newest.as_of)
-                return newest.attempt == manifest.attempt
-            except (ObjectExists, StoreUnavailable) as error:
-                outcome: Exception = error
-        except (ObjectChanged, StoreUnavailable) as error:
-            outcome = error
-        # Another night moved it, or the answer got lost: what LATEST.json says now decides.
-        if clock() > give_up_at:
-            raise StoreUnavailable(
-                f"version {manifest.version} of {manifest.as_of} is committed, and LATEST.json could not be moved to "
-                f"it for {deadline_s:.0f} s. Readers keep the version before, unless only the answer got lost. "
-                "Run again: only LATEST.json is moved."
-            ) from outcome
+            return _follow(store, manifest).attempt == manifest.attempt
+        except (ObjectExists, ObjectChanged, StoreUnavailable) as error:
+            # Another night moved it, or the answer got lost: what LATEST.json says now decides.
+            if clock() > give_up_at:
+                raise StoreUnavailable(
+                    f"version {manifest.version} of {manifest.as_of} is committed, and LATEST.json could not be moved "
+                    f"to it for {deadline_s:.0f} s. Readers keep the version before, unless only the answer got lost. "
+                    "Run again: only LATEST.json is moved."
+                ) from error
         sleep(0.2)
+
+
+def _follow(store: Store, committed: Manifest) -> Manifest:
+    """One try. Returns what LATEST.json names then. Raises ObjectExists or ObjectChanged where somebody was quicker."""
+    try:
+        found, etag = store.read(LATEST_KEY)
+    except ObjectNotFound:
+        due = what_is_live(store)
+        assert due is not None, "whoever moves LATEST has committed"
+        store.put_once(LATEST_KEY, due.to_json())
+        if due.attempt != committed.attempt or due.version > 1 or due.holds:
+            said = "LATEST.json was gone; it names version %d of %s again, as the log says"
+            log.warning(said, due.version, due.as_of)
+        return due
+    live = parse_manifest(found, store.uri_of(LATEST_KEY))
+    due = what_is_live(store)
+    if due is None or place_of(live) >= place_of(due):
+        return live
+    store.compare_and_swap(LATEST_KEY, due.to_json(), etag=etag)
+    return due
+
+
+def place_of(manifest: Manifest) -> tuple[int, date, int]:
+    """In the history of LATEST, which only goes on."""
+    return manifest.holds, manifest.as_of, manifest.version

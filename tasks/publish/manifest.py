@@ -4,7 +4,9 @@
     outputs/NAME/dt=DATE/run=ATTEMPT/part-...      what else is published, each NAME with columns of its own
     models/dt=DATE/run=ATTEMPT/warm.safetensors    what the next night's training may start from (tasks/warm.py)
     _meta/commits/DATE/v00000001.json              the commit; write-once, never deleted
-    _meta/LATEST.json                              a copy of the newest commit, what readers open first
+    _meta/attempts/DATE/ATTEMPT.json               who may still commit, whose files may go (attempts.py)
+    _meta/holds/00000001.json                      what a person rolled back to, or let go (holds.py)
+    _meta/LATEST.json                              a copy of the commit that is live, what readers open first
 
 No user's or item's id stands in a key or in a manifest.
 """
@@ -118,6 +120,14 @@ class Manifest(_Written):
     warm: PublishedFile | None = None  # what the next night may start from; not for readers
     started: str = ""  # where training started: cold, or from which night
     outputs: dict[str, PublishedOutput] = {}  # beside the lists, by name; nights before output format 2 have none
+    rolled_back_to: str = ""  # where reason is "rollback": the commit whose files these are, as in 2026-11-22 v1
+    rolled_back_at: datetime | None = None
+    holds: int = 0  # in LATEST.json: how many of _meta/holds it knows of
+    held: str = ""  # in LATEST.json: since when, by whom and why readers stay with this night; empty: they do not
+
+    def all_files(self) -> list[PublishedFile]:
+        of_outputs = [file for output in self.outputs.values() for file in output.parts]
+        return [*self.parts, *of_outputs, *([self.warm] if self.warm else [])]
 
     def to_json(self) -> bytes:
         content = json.dumps(
@@ -157,6 +167,6 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
 def damaged(place: str, what: str) -> ManifestInvalid:
     return ManifestInvalid(
         f"{place} is damaged: {what}. Nothing was changed, and nothing will be written over it. "
-        "Look who wrote there. LATEST.json is a copy of a file below _meta/commits/, that of the highest date and "
-        "then the highest version: copy it back."
+        "Look who wrote there. LATEST.json follows from the log: make repair rebuilds it. A commit has to come back "
+        "from the bucket's versions or a backup."
     )

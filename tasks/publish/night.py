@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tasks.contracts import LATEST_KEY, Evaluation, Fitted, Output, Published, Recommendations, Run, Verdict
 from tasks.errors import CountsDisagree, GateRefused, ObjectExists
+from tasks.publish.attempts import open_attempt, to_committed, to_committing
 from tasks.publish.columns import LISTS, columns_of
 from tasks.publish.commit_log import advance_latest, commit, find_commit
 from tasks.publish.manifest import (
@@ -51,7 +52,8 @@ def publish_night(
     now: datetime,
     attempt: str,
 ) -> Published:
-    """Raises GateRefused, CountsDisagree, UploadCorrupt, PublishConflict, PublishUnresolved and the Store* errors.
+    """Raises GateRefused, CountsDisagree, UploadCorrupt, AttemptRevoked, PublishConflict, PublishUnresolved and the
+    Store* errors.
 
     `attempt` is this night's own, and the same when it tries again. A refused or failed one leaves files that no
     manifest names.
@@ -67,6 +69,7 @@ def publish_night(
     base_version = base.version if base else 0
     schema = _columns_of_lists(recommendations)
     schemas = {o.name: columns_of(o.name, [(f.path, f.rows) for f in o.files]) for o in recommendations.outputs}
+    open_attempt(store, run.as_of, attempt)
     parts = _upload_lists(store, run, recommendations, attempt)
     outputs = {
         output.name: PublishedOutput(
@@ -116,6 +119,7 @@ def publish_night(
         warm=warm,
         started=fitted.started,
     )
+    to_committing(store, run.as_of, attempt, manifest.version)
     standing = commit(store, manifest, force=run.force)
     return as_published(store, standing, already=standing.attempt != attempt)
 
@@ -220,8 +224,9 @@ def _tell(run: Run, what: str, files: Sequence[PublishedFile]) -> None:
 
 def as_published(store: Store, manifest: Manifest, *, already: bool) -> Published:
     is_latest = advance_latest(store, manifest)
+    to_committed(store, manifest)
     what = "published before, nothing to do" if already else "published"
-    fate = "live" if is_latest else "not live, a newer night is"
+    fate = "live" if is_latest else "not live, a newer night is, or one that is held"
     log.info("%s: version %d, %s; it is %s", manifest.as_of, manifest.version, what, fate)
     return Published(
         as_of=manifest.as_of,

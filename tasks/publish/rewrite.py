@@ -7,7 +7,6 @@ older versions of a date, attempts that were never published) is due for removal
 """
 
 import logging
-import secrets
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -19,7 +18,9 @@ import polars as pl
 from tasks import due
 from tasks.contracts import LATEST_KEY, Published, RewrittenNights, Run
 from tasks.errors import ManifestInvalid, ObjectNotFound, PublishConflict, UploadCorrupt
+from tasks.publish.attempts import new_attempt, open_attempt, pin, to_committed, to_committing
 from tasks.publish.commit_log import advance_latest, commit, dates_with_a_commit, find_commit
+from tasks.publish.holds import last_hold
 from tasks.publish.manifest import (
     Manifest,
     PublishedFile,
@@ -29,6 +30,7 @@ from tasks.publish.manifest import (
     part_key,
 )
 from tasks.publish.night import as_published, upload
+from tasks.publish.rollback import roll_back
 from tasks.registry import open_registry, read_version
 from tasks.run import file_sha256
 from tasks.store import Store
@@ -47,22 +49,27 @@ def rewrite_nights(store: Store, theirs: Theirs, *, now: datetime, scratch: Path
     Writes only, and removes nothing. `scratch` is an empty folder. Raises the Store* errors, and ManifestInvalid where
     LATEST is damaged.
     """
-    nights: list[date] = []
+    rewritten: list[Manifest] = []
     failed: dict[str, str] = {}
     rows = 0
     for as_of in dates_with_a_commit(store):
         try:
-            left_out = _rewrite_date(store, as_of, theirs, now=now, scratch=scratch)
+            clean, left_out = _rewrite_date(store, as_of, theirs, now=now, scratch=scratch)
         except (ManifestInvalid, UploadCorrupt, ObjectNotFound) as error:
             failed[f"the night of {as_of}"] = f"{type(error).__name__}: {error}"
             continue
-        if left_out:
-            nights.append(as_of)
+        if clean is not None:
+            rewritten.append(clean)
             rows += left_out
+    nights = tuple(manifest.as_of for manifest in rewritten)
+    if held := _rewrite_held(store, theirs, now=now, scratch=scratch):
+        rewritten.append(held)
     if (live := _latest(store)) and (newest := find_commit(store, live.as_of)):
         advance_latest(store, newest)
+        for manifest in rewritten:
+            to_committed(store, manifest)
     due.write_down(store, still_holding(store, FOLDERS, theirs, in_use=files_in_use(store), failed=failed))
-    return RewrittenNights(tuple(nights), rows, failed)
+    return RewrittenNights(nights, rows, failed)
 
 
 def without_who_left_meanwhile(store: Store, run: Run, published: Published, *, now: datetime) -> Published:
@@ -74,22 +81,14 @@ def without_who_left_meanwhile(store: Store, run: Run, published: Published, *, 
         return published
     with TemporaryDirectory(dir=run.work_folder) as scratch:
         theirs = theirs_of(open_registry(store))
-        if not _rewrite_date(store, published.as_of, theirs, now=now, scratch=Path(scratch)):
-            return published
-    standing = find_commit(store, published.as_of)
-    assert standing is not None
-    return as_published(store, standing, already=published.already)
+        clean, _ = _rewrite_date(store, published.as_of, theirs, now=now, scratch=Path(scratch))
+    return published if clean is None else as_published(store, clean, already=published.already)
 
 
 def files_in_use(store: Store) -> frozenset[str]:
     """Keys that the newest version of some date names, or LATEST. Raises ManifestInvalid."""
     newest = [find_commit(store, as_of) for as_of in dates_with_a_commit(store)]
-    return frozenset(file.key for manifest in (*newest, _latest(store)) if manifest for file in _files(manifest))
-
-
-def _files(manifest: Manifest) -> list[PublishedFile]:
-    of_outputs = [file for output in manifest.outputs.values() for file in output.parts]
-    return [*manifest.parts, *of_outputs, *([manifest.warm] if manifest.warm else [])]
+    return frozenset(file.key for manifest in (*newest, _latest(store)) if manifest for file in manifest.all_files())
 
 
 def _latest(store: Store) -> Manifest | None:
@@ -99,25 +98,56 @@ def _latest(store: Store) -> Manifest | None:
         return None
 
 
-def _rewrite_date(store: Store, as_of: date, theirs: Theirs, *, now: datetime, scratch: Path) -> int:
-    """Rows left out: 0 where nobody of them is in there, or nothing of the night is kept any more."""
+def _rewrite_date(
+    store: Store, as_of: date, theirs: Theirs, *, now: datetime, scratch: Path
+) -> tuple[Manifest | None, int]:
+    """As `_rewrite` the newest version; None, too, where nothing of the night is kept any more."""
     while True:
         standing = find_commit(store, as_of)
         assert standing is not None
-        if not any(_is_there(store, file) for file in _files(standing)):
-            return 0
-        attempt = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-        rewriting = _Rewriting(store, standing, attempt, theirs, scratch)
-        manifest = rewriting.new_version(now)
-        if not rewriting.rows:
-            return 0
+        if not any(_is_there(store, file) for file in standing.all_files()):
+            return None, 0
         try:
-            commit(store, manifest, force=True)
+            return _rewrite(store, standing, standing.version, theirs, now=now, scratch=scratch)
         except PublishConflict:
             log.info("%s: another version was published meanwhile, looking at that one", as_of)
-            continue
-        log.info("%s: version %d without %d rows of people to forget", as_of, manifest.version, rewriting.rows)
-        return rewriting.rows
+
+
+def _rewrite_held(store: Store, theirs: Theirs, *, now: datetime, scratch: Path) -> Manifest | None:
+    """What a rollback holds may not be its date's newest version. The hold moves on as it came: by a rollback to what
+    is returned; None where nobody of them is in what is held."""
+    hold = last_hold(store)
+    while hold is not None and hold.commit:
+        held = parse_manifest(store.read(hold.commit)[0], store.uri_of(hold.commit))
+        newest = find_commit(store, held.as_of)
+        assert newest is not None
+        clean: Manifest | None = newest
+        if newest.reason != "forgotten" or newest.base_version != held.version:
+            try:
+                clean, _ = _rewrite(store, held, newest.version, theirs, now=now, scratch=scratch)
+            except PublishConflict:
+                continue
+        if clean is not None:
+            roll_back(store, clean.as_of, version=clean.version, who=hold.who, reason=hold.reason, now=now)
+        return clean
+    return None
+
+
+def _rewrite(
+    store: Store, standing: Manifest, base_version: int, theirs: Theirs, *, now: datetime, scratch: Path
+) -> tuple[Manifest | None, int]:
+    """Commit it without them, as the version after `base_version`, and how many rows fewer; None where none of theirs
+    is in there. Raises PublishConflict where another version came between."""
+    attempt = new_attempt(now)
+    rewriting = _Rewriting(store, standing, attempt, base_version, theirs, scratch)
+    manifest = rewriting.new_version(now)
+    if not rewriting.rows:
+        return None, 0
+    pin(store, standing, by=attempt)  # the files without them stay as they are, and are named once more
+    to_committing(store, standing.as_of, attempt, manifest.version)
+    commit(store, manifest, force=True)
+    log.info("%s: version %d without %d rows of people to forget", standing.as_of, manifest.version, rewriting.rows)
+    return manifest, rewriting.rows
 
 
 def _is_there(store: Store, file: PublishedFile) -> bool:
@@ -135,6 +165,7 @@ class _Rewriting:
     store: Store
     standing: Manifest
     attempt: str
+    base_version: int
     theirs: Theirs
     scratch: Path
     rows: int = 0  # left out so far, of all files together
@@ -149,7 +180,7 @@ class _Rewriting:
                 by_tier[tier] -= count
         return self.standing.model_copy(
             update={
-                "version": self.standing.version + 1,
+                "version": self.base_version + 1,
                 "base_version": self.standing.version,
                 "attempt": self.attempt,
                 "reason": "forgotten",
@@ -193,6 +224,7 @@ class _Rewriting:
 
     def _written(self, file: FileT, key: str, path: Path, rows: int) -> FileT:
         """`rows` fewer than `file` has."""
+        open_attempt(self.store, self.standing.as_of, self.attempt)
         written = file.model_copy(
             update={
                 "key": key,

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from tasks.contracts import (
     Evaluation,
     Fitted,
     LiveLists,
+    LiveNight,
     Published,
     Recommendations,
+    Retained,
     RewrittenNights,
     Run,
     Swept,
@@ -24,10 +26,13 @@ from tasks.contracts import (
 )
 from tasks.due import sweep
 from tasks.errors import ObjectNotFound, is_worth_a_retry
+from tasks.publish.attempts import new_attempt
 from tasks.publish.manifest import ingest_settings
 from tasks.publish.night import find_published, publish_night
 from tasks.publish.reader import open_latest
+from tasks.publish.retention import retain
 from tasks.publish.rewrite import files_in_use, rewrite_nights, without_who_left_meanwhile
+from tasks.publish.rollback import live_night, release, repair, roll_back
 from tasks.registry import open_registry
 from tasks.run import measured
 from tasks.store import open_store
@@ -47,7 +52,7 @@ def already_published(run: Run) -> Published | None:
 def _attempt(flow_run_and_count: str) -> tuple[datetime, str]:
     """One for all tries of a run, or a retry after a lost answer could not know its own commit, and would add one."""
     now = datetime.now(UTC)
-    return now, f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    return now, new_attempt(now)
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
@@ -88,3 +93,41 @@ def remove_what_is_due(store_uri: str, in_use: frozenset[str]) -> Swept:
     """What has been due for the grace, and is neither `in_use` nor named by a night."""
     store = open_store(store_uri)
     return sweep(store, in_use=in_use | files_in_use(store))
+
+
+# ---- what an operator does
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def bring_back(store_uri: str, to: date, version: int | None, who: str, reason: str) -> LiveNight | None:
+    """Readers get that kept night again, and stay with it until it is released. Tried again, it is one rollback."""
+    store = open_store(store_uri)
+    store.probe()
+    roll_back(store, to, version=version, who=who, reason=reason, now=datetime.now(UTC))
+    return live_night(store)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def let_go(store_uri: str, who: str, reason: str) -> LiveNight | None:
+    """Readers go on to the newest night."""
+    store = open_store(store_uri)
+    store.probe()
+    release(store, who=who, reason=reason, now=datetime.now(UTC))
+    return live_night(store)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def rebuild_latest(store_uri: str) -> LiveNight | None:
+    """LATEST.json says again what the log says."""
+    store = open_store(store_uri)
+    store.probe()
+    repair(store)
+    return live_night(store)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def remove_old_nights(store_uri: str, keep_dates: int, apply: bool) -> Retained:
+    """Without `apply` nothing is removed, and what would be is said."""
+    store = open_store(store_uri)
+    store.probe()
+    return retain(store, keep_dates=keep_dates, apply=apply)

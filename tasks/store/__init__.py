@@ -15,9 +15,9 @@ from pathlib import Path
 from tasks.errors import RunConfigError
 from tasks.store.contract import Listing, Store, StoredObject
 from tasks.store.local import LocalStore
-from tasks.store.outcome import settle
+from tasks.store.outcome import change, settle
 
-__all__ = ["Listing", "LocalStore", "Store", "StoredObject", "open_store", "settle"]
+__all__ = ["Listing", "LocalStore", "Store", "StoredObject", "change", "open_store", "settle"]
 
 
 def open_store(uri: str) -> Store:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from tasks.errors import ObjectExists, ObjectNotFound, StoreUnavailable
+from tasks.errors import ObjectChanged, ObjectExists, ObjectNotFound, StoreUnavailable
 from tasks.store.contract import Store
 
 log = logging.getLogger("nightgraph.store")
@@ -40,3 +40,33 @@ def settle(
                 return None
             sleep(pause_s)
             pause_s = min(2 * pause_s, 10.0)
+
+
+def change(
+    store: Store,
+    key: str,
+    wanted: Callable[[bytes], bytes],
+    *,
+    deadline_s: float = 60.0,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> bytes:
+    """Read `key`, and swap it for what `wanted` makes of it, until that is what stands there. Returns it.
+
+    `wanted` is asked again where somebody was quicker or an answer got lost; what is as it should be it returns as it
+    is. Raises what it raises, ObjectNotFound, and StoreUnavailable after the deadline.
+    """
+    give_up_at = clock() + deadline_s
+    while True:
+        try:
+            found, etag = store.read(key)
+            due = wanted(found)
+            if due != found:
+                store.compare_and_swap(key, due, etag=etag)
+            return due
+        except ObjectChanged:
+            pass
+        except StoreUnavailable:
+            if clock() > give_up_at:
+                raise
+        sleep(0.2)

@@ -206,8 +206,20 @@ def test_a_stranger_that_was_quicker_is_a_conflict_and_stays(make_night, store_u
 def test_latest_never_moves_back(make_night, store_uri):
     store, second = open_store(store_uri), make_manifest(make_night, store_uri)
     first = find_commit(store, AS_OF)
+    commit(store, second, force=True)
     assert advance_latest(store, second)
     assert advance_latest(store, second)
+    assert not advance_latest(store, first)
+    assert open_latest(store_uri).manifest.attempt == "mine"
+
+
+def test_latest_stays_where_a_part_of_the_log_is_lost(make_night, tmp_path):
+    store_uri = str(tmp_path / "store")
+    store, second = open_store(store_uri), make_manifest(make_night, store_uri)
+    first = find_commit(store, AS_OF)
+    commit(store, second, force=True)
+    advance_latest(store, second)
+    (tmp_path / "store" / commit_key(AS_OF, 2)).unlink()
     assert not advance_latest(store, first)
     assert open_latest(store_uri).manifest.attempt == "mine"
 
