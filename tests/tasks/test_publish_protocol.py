@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tasks.publish_protocol import SCENARIOS, Rules, explore
+from tests.tasks.publish_protocol import NEEDED, SCENARIOS, Rules, explore
 
 FEW = 20_000  # states of each scenario here
 
@@ -12,19 +12,6 @@ def test_no_order_of_requests_crashes_and_lost_answers_breaks_a_promise(scenario
     found = explore(scenario, at_most=FEW)
     assert (found.violation, found.way) == ("", ())
     assert found.states >= FEW
-
-
-# The scenario that needs each rule, and a few of whose states show it.
-NEEDED = {
-    "a_collector_revokes_first": 0,
-    "who_does_not_know_reads_the_slot": 0,
-    "latest_is_swapped": 0,
-    "latest_is_read_before_the_log": 0,
-    "latest_counts_holds": 4,
-    "a_rollback_pins": 2,
-    "nights_respect_holds": 2,
-    "a_successor_says_when_latest_has_moved": 2,
-}
 
 
 def test_every_rule_is_broken_by_a_mutant():
