@@ -1,56 +1,21 @@
 """Fixtures that more than one room needs."""
 
-import os
 import secrets
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import servers
 from tests.faults import FaultProxy, running
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of a real S3 server over HTTP, with AWS_* set to it until the session ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    # A process of its own: its threads, warnings and speed are not the tests'.
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    environment = pytest.MonkeyPatch()
-    try:
-        for variable in [name for name in os.environ if name.startswith("AWS_")]:
-            environment.delenv(variable)
-        environment.setenv("AWS_ENDPOINT_URL", url)
-        environment.setenv("AWS_ACCESS_KEY_ID", "test-key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        environment.setenv("AWS_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        _wait_for_port(port, server)
+    with servers.s3_server() as url:
         yield url
-    finally:
-        environment.undo()
-        server.terminate()
-        server.wait(timeout=10)
-
-
-def _wait_for_port(port: int, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(300):
-        assert server.poll() is None, "the S3 server ended at once"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the S3 server did not answer within 30 s")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class FaultProxy:
 
     server_url: str
     fault: Callable[[Request], str | None] = lambda request: None
+    done: Callable[[Request], None] = lambda request: None  # told once the server has answered, before the client is
     requests: list[Request] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -66,6 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "flip a byte":
                 body = body[:-1] + bytes([body[-1] ^ 1])
             status, answer_headers, answer = self._forward(headers, body)
+            proxy.done(request)
         if fault == "stall":
             time.sleep(STALLED_S)
         if fault in ("lose answer", "stall"):
@@ -107,11 +110,19 @@ for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
     setattr(_Handler, f"do_{_method}", _Handler.answer)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed in the middle is nothing to print."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextmanager
 def running(proxy: FaultProxy) -> Iterator[None]:
     """Sets the proxy's url."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
