@@ -1,6 +1,8 @@
-"""Bring a Prefect server in line with this folder: work pool, deployment, automations. Safe to repeat.
+"""Bring a Prefect server in line with this folder: work pools, deployments, automations. Safe to repeat.
 
 python deploy/apply.py     the server is PREFECT_API_URL, its password PREFECT_API_AUTH_STRING
+
+NIGHTGRAPH_OPERATOR_POOL names the pool whose worker may roll back and remove; without it, it is the nights' own.
 """
 
 import os
@@ -17,24 +19,27 @@ from prefect.workers.process import ProcessWorker
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "nightgraph"
+OPERATOR_POOL = "NIGHTGRAPH_OPERATOR_POOL"
 
 
 def main() -> int:
+    operator_pool = os.environ.get(OPERATOR_POOL) or POOL
     with get_client(sync_client=True) as client:
-        _make_pool(client)
+        for name in sorted({POOL, operator_pool}):
+            _make_pool(client, name)
         for path in sorted((ROOT / "deploy" / "automations").glob("*.yaml")):
             _apply_automation(client, path)
     command = ["prefect", "--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all"]
-    environment = os.environ | {"PWD": str(ROOT), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PWD": str(ROOT), "PYTHONPATH": str(ROOT), OPERATOR_POOL: operator_pool}
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False).returncode
 
 
-def _make_pool(client: SyncPrefectClient) -> None:
+def _make_pool(client: SyncPrefectClient, name: str) -> None:
     try:
-        client.read_work_pool(POOL)
+        client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
 
 
 def _apply_automation(client: SyncPrefectClient, path: Path) -> None:

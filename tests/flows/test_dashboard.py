@@ -201,6 +201,23 @@ def test_a_person_fills_the_form_and_sees_the_night_complete(stack: Stack) -> No
     assert asked == {f"127.0.0.1:{stack.port}"}, "the dashboard asked somebody else"
 
 
+def test_a_rollback_from_the_dashboard_brings_an_earlier_version_back_and_holds_it(stack: Stack) -> None:
+    """The run before the form's published 7 items for everybody, as version 1."""
+    rollback = ask(stack, "GET", "/deployments/name/rollback/rollback")
+    with pytest.raises(urllib.error.HTTPError):
+        _start_run(stack, rollback, {"to": "2026-11-23", "who": "Anna"})
+    asked = {"to": "2026-11-23", "version": 1, "who": "Anna", "reason": "nine are too many"}
+    run = _start_run(stack, rollback, asked)
+    assert _wait_for(stack, run, *FINISHED)["name"] == "Completed", _log_lines(stack, run)
+    latest = _latest(stack)
+    assert (latest["k"], latest["rolled_back_to"]) == (7, "2026-11-23 v1")
+    assert latest["held"].endswith("Anna: nine are too many")
+    for name in ("release", "repair", "retention"):
+        there = ask(stack, "GET", f"/deployments/name/{name}/{name}")
+        assert all(parameter["description"] for parameter in there["parameter_openapi_schema"]["properties"].values())
+        assert not [one for one in there["schedules"] if one["active"]], "a person turns retention on"
+
+
 def test_a_cancelled_run_leaves_no_training_rank_and_the_live_night_as_it_was(
     stack: Stack, deployment: dict[str, Any]
 ) -> None:
