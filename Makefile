@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly plan show forget forget-sweep compact-registry test test-faults lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly plan show rollback release repair retention forget forget-sweep compact-registry test test-faults test-faults-input test-faults-publish lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk bench-gpu \
   bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
@@ -45,6 +45,24 @@ plan: .venv/runtime ## what that night would take, by its footers: memory, disk,
 show: .venv/runtime ## one person's likes and list, with titles, tiers and reasons; USER=42 STORE= RATINGS=
 	@$(BIN)/python -m flows.show $(if $(filter command,$(origin USER)),--user="$$USER") \
 	  $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
+
+OF_STORE = $(if $(RATINGS),--ratings "$(RATINGS)") $(if $(STORE),--store "$(STORE)")
+# As they were typed, whatever marks are in them.
+ASKED_BY = $(if $(WHO),--who="$$WHO") $(if $(REASON),--reason="$$REASON")
+
+rollback: .venv/runtime ## readers back to a kept night, and held there; DATE= (empty: lists them) VERSION= REASON= WHO= STORE=
+	@$(BIN)/python -m flows.rollback_by_hand rollback $(if $(DATE),--date "$(DATE)") \
+	  $(if $(VERSION),--version "$(VERSION)") $(ASKED_BY) $(OF_STORE)
+
+release: .venv/runtime ## readers on to the newest night, after a rollback; REASON= WHO= STORE=
+	@$(BIN)/python -m flows.rollback_by_hand release $(ASKED_BY) $(OF_STORE)
+
+repair: .venv/runtime ## LATEST.json anew from the log, where it is damaged, gone or behind; STORE=
+	@$(BIN)/python -m flows.rollback_by_hand repair $(OF_STORE)
+
+retention: .venv/runtime ## which nights' files nobody can need any more; KEEP_DAYS=30 STORE=; APPLY=1 removes them
+	@$(BIN)/python -m flows.retention_by_hand $(OF_STORE) $(if $(KEEP_DAYS),--keep-days "$(KEEP_DAYS)") \
+	  $(if $(filter 1 yes true,$(APPLY)),--apply)
 
 # The id comes through the environment, as show's does, and stands in no command line of ours.
 forget: .venv/runtime ## leave people out for ever, of kept nights too; USER=42 or USERS=file (an id a line) STORE= ALWAYS=1
@@ -122,8 +140,14 @@ bench-ingest: .venv/dev ## 100 M events beside plain Polars, 200 M, a second nig
 bench-planner: .venv/dev ## what the planner says a night takes, beside what it took; DATA= ROWS=
 	@$(BIN)/python -m benchmarks.planner $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")
 
-test-faults: .venv/dev ## 36 corrupt inputs and thousands of mutated files; MUTATIONS=
+test-faults: test-faults-input test-faults-publish ## everything below, an hour or two, and one table of all that was measured
+	@$(BIN)/python -m benchmarks.faults.results
+
+test-faults-input: .venv/dev ## 36 corrupt inputs and thousands of mutated files; MUTATIONS=
 	@$(BIN)/python -m benchmarks.hostile $(if $(MUTATIONS),--mutations "$(MUTATIONS)")
+
+test-faults-publish: .venv/dev ## races, lost answers, kills at every request, retention, the model; ONLY="races lost kills ..."
+	@$(BIN)/python -m benchmarks.faults.publish $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
