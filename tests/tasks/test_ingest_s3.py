@@ -53,7 +53,7 @@ def test_the_town_read_from_s3_and_from_a_folder_gives_the_same_bytes(s3_store: 
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("name", ["a b", "dt=2026-11-22/a", "a%20b", "ä+&", "a[1]", "a*", "a?", "a#b"])
+@pytest.mark.parametrize("name", ["a b", "part=22/a", "a%20b", "ä+&", "a[1]", "a*", "a?", "a#b"])
 def test_odd_keys_are_read_as_they_are(name: str, s3_store: str, tmp_path: Path) -> None:
     store = open_store(s3_store)
     put_plain(store, f"events/{name}.parquet")
