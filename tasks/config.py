@@ -129,7 +129,7 @@ class IngestConfig(_Settings):
         3072,
         ge=256,
         le=1 << 20,
-        description="Memory that reading, sorting and merging events is laid out for. More makes larger pieces.",
+        description="Memory that reading, sorting and merging events is laid out for.",
     )
 
     ready: Literal["now", "success", "quiet"] = Field(

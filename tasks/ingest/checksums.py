@@ -5,11 +5,12 @@ Flipped bits in a page are read as other rows by every Parquet reader; only whoe
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 
 from tasks.errors import InputCorrupt, InputUnstable, ObjectChanged, ObjectNotFound
-from tasks.ingest.sources import is_data_file
+from tasks.ingest.sources import day_of, is_data_file
 from tasks.store import Store, StoredObject
 
 NAME = "_SHA256SUMS"
@@ -29,20 +30,22 @@ def verify(store: Store, files: Sequence[StoredObject]) -> None:
         list(threads.map(lambda found: _verify(store, found, wanted[found.key]), [f for f in files if f.key in wanted]))
 
 
-def named_and_absent(store: Store, listed: Sequence[StoredObject]) -> dict[str, str]:
+def named_and_absent(
+    store: Store, listed: Sequence[StoredObject], is_read: Callable[[date | None], bool]
+) -> dict[str, str]:
     """Key of an event file that is not there -> the manifest that names it; by `listed`, control files included.
 
-    Raises InputCorrupt where a manifest is none.
+    Of days that are read (`is_read`) alone. Raises InputCorrupt where a manifest is none.
     """
     there = {found.key for found in listed}
-    manifests = sorted(key for key in there if key.rpartition("/")[2] == NAME)
+    manifests = sorted(key for key in there if key.rpartition("/")[2] == NAME and is_read(day_of(key)))
     with ThreadPoolExecutor(AT_ONCE) as threads:
         named = threads.map(lambda key: _read_manifest(store, key.removesuffix(NAME)), manifests)
         return {
             key: manifest
             for manifest, files in zip(manifests, named, strict=True)
             for key in sorted(files)
-            if key not in there and is_data_file(key)
+            if key not in there and is_data_file(key) and is_read(day_of(key))
         }
 
 

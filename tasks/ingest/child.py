@@ -140,12 +140,14 @@ def _work(job: Job) -> Any:
         tables = digest_tables(files, Path(job.events_folder), Path(job.folder), open_registry(store))
         return TypeAdapter(Tables).dump_python(tables, mode="json")
     assert job.as_of is not None
-    if job.set_aside:  # since the footers were counted
-        check_volume(schema, job.as_of, job.settings)
+    # Files were set aside since the footers were counted.
+    odd_volume = check_volume(schema, job.as_of, job.settings) if job.set_aside else ""
     events = [found for found in job.events if found.key not in schema.set_aside]
     into = Path(job.folder)
     interactions = digest(store, events, schema, into, as_of=job.as_of, settings=job.settings, epoch=job.epoch)
-    return TypeAdapter(Interactions).dump_python(replace(interactions, inspection=schema.inspection), mode="json")
+    odd_days = "; ".join(filter(None, (odd_volume, interactions.odd_days)))
+    found = replace(interactions, inspection=schema.inspection, odd_days=odd_days)
+    return TypeAdapter(Interactions).dump_python(found, mode="json")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ def what_a_manifest_misses(
     store: Store, listed: list[StoredObject], settings: IngestConfig, night: date | None
 ) -> str | None:
     """In words: event files that checksums name, of days that the night reads, and that are not there. None: none."""
-    reads = partial(is_in_window, night=night, settings=settings)
-    absent = {key: by for key, by in named_and_absent(store, listed).items() if reads(day_of(key))}
+    absent = named_and_absent(store, listed, partial(is_in_window, night=night, settings=settings))
     if not absent:
         return None
     first, by = next(iter(absent.items()))

@@ -112,6 +112,8 @@ def ingest(run: Run) -> Interactions:
         "".join(f"; {reason} {count:,}" for reason, count in interactions.set_aside.items()),
         f"{sum(interactions.quarantined.values()):,}",
     )
+    if interactions.odd_days:  # the process that reads has no log of ours
+        log.warning("overridden, because %s: %s", run.config.ingest.volume_override_reason, interactions.odd_days)
     for key, why in interactions.inspection.set_aside.items():
         log.warning("set aside: %s: %s", key, why)
     return interactions

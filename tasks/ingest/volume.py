@@ -117,20 +117,25 @@ def _without(keys: list[str]) -> str:
 
 
 def check_moments(last_us: Mapping[str, int | None], night: date, settings: IngestConfig) -> str:
-    """Whether the newest day's files hold events of about that day, by the latest event of each file.
+    """Whether the newest day's files hold anything new, by the latest event of each file.
 
-    A day that was delivered once more under a newer name has as many rows as any, and nothing in it is new. A folder
-    may hold what came in late on the day before. Raises VolumeAnomaly; else what was found and overridden.
+    A day that was delivered once more under a newer name has as many rows as any. Its latest event is not of that day,
+    and no later than those of the days before; where folders are named after the day on which they are written, events
+    of the day before are the newest there are. Raises VolumeAnomaly; else what was found and overridden.
     """
     of_day: dict[date, list[int]] = {}
     for key, last in last_us.items():
         if last is not None and (on := day_of(key)) is not None and on < night:
             of_day.setdefault(on, []).append(last)
     newest = max(of_day, default=None)
-    if newest is None or max(of_day[newest]) >= midnight_us(newest - timedelta(days=1)):
+    earlier = [last for on, lasts in of_day.items() if on != newest for last in lasts]
+    if newest is None or not earlier:
+        return ""
+    latest = max(of_day[newest])
+    if latest >= midnight_us(newest) or latest > max(earlier):
         return ""
     found = (
-        f"no event in the files of {newest} is of that day or of the day before it: the latest is of "
-        f"{instant(max(of_day[newest])):%Y-%m-%d}, as if an older day had been delivered again under its name"
+        f"no event in the files of {newest} is of that day, or later than those of the days before: the latest is of "
+        f"{instant(latest):%Y-%m-%d}, as if an older day had been delivered again under its name"
     )
     return refuse_unless_overridden(found, settings, "published")

@@ -502,16 +502,40 @@ def test_an_old_day_that_is_delivered_again_as_the_newest_stops_the_night(store:
     assert night(store, tmp_path / "before").odd_days == ""
     path_of(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/a.parquet").unlink()
     put_file(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/b.parquet", a_day(1, seed=1))
-    words = "no event in the files of 2026-11-22 is of that day or of the day before it: the latest is of 2026-11-19"
+    words = "no event in the files of 2026-11-22 is of that day, or later than those of the days before"
     with pytest.raises(VolumeAnomaly, match=words):
         night(store, tmp_path / "again")
     accept = IngestConfig(volume_override="accept", volume_override_reason="Anna: it is a copy for a trial")
     assert words in night(store, tmp_path / "accepted", settings=accept).odd_days
 
 
-def test_a_folder_may_hold_what_came_in_late_on_the_day_before(store: LocalStore, tmp_path: Path) -> None:
-    put_file(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/a.parquet", a_day(DAYS - 1, seed=DAYS))
-    assert night(store, tmp_path / "night").odd_days == ""
+def test_yesterday_delivered_again_as_today_holds_nothing_later_than_yesterday(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    put_file(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/a.parquet", a_day(DAYS - 1, seed=DAYS - 1))
+    with pytest.raises(VolumeAnomaly, match="the latest is of 2026-11-21"):
+        night(store, tmp_path / "night")
+
+
+def test_folders_named_after_the_day_on_which_they_are_written_hold_the_day_before(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    assert isinstance(store, LocalStore)
+    for day in range(DAYS):
+        put_file(store, f"events/dt={FIRST_DAY + timedelta(days=day + 1)}/a.parquet", a_day(day, seed=day))
+    assert here(store, tmp_path / "night").odd_days == ""
+
+
+@pytest.mark.parametrize("stale_first", [True, False])
+def test_one_file_of_the_day_is_enough_for_a_day(stale_first: bool, store: LocalStore, tmp_path: Path) -> None:
+    stale, new = ("a", "b") if stale_first else ("b", "a")
+    put_day(store, DAYS, name=new)
+    put_file(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/{stale}.parquet", a_day(1, seed=1))
+    assert here(store, tmp_path / "night").odd_days == ""
+
+
+def test_a_folder_of_the_nights_own_date_is_not_its_newest_day(store: LocalStore, tmp_path: Path) -> None:
+    put_file(store, f"events/dt={FIRST_DAY + timedelta(days=DAYS)}/a.parquet", a_day(1, seed=1))
+    assert here(store, tmp_path / "night", as_of=FIRST_DAY + timedelta(days=DAYS)).odd_days == ""
 
 
 def test_a_newest_day_of_which_no_row_can_be_read_is_empty_also_where_its_footer_looked_well(
@@ -525,3 +549,6 @@ def test_a_newest_day_of_which_no_row_can_be_read_is_empty_also_where_its_footer
     (tmp_path / "night").mkdir()
     with pytest.raises(VolumeAnomaly, match=rf"2026-11-22.* no rows in its files \(set aside.*: {key}\)"):
         digest_apart(store.uri, pin_inputs(store, settings), tmp_path / "night", as_of=AS_OF, settings=settings)
+    known = {"volume_override": "accept", "volume_override_reason": "Anna: it is known"}
+    accepted = night(store, tmp_path / "accepted", settings=settings.model_copy(update=known))
+    assert f"set aside, for it cannot be read: {key}" in accepted.odd_days, "the report says what was overridden"

@@ -382,6 +382,16 @@ def test_fewer_than_seven_days_are_no_measure_and_flat_files_are_none(store: Any
         plan(store, tmp_path)
 
 
+def test_the_median_is_of_a_fortnight_and_not_of_the_time_before(store: Any, tmp_path: Path) -> None:
+    """Twenty large days, then fourteen small ones: a small day is usual by now, a large one is not."""
+    days = days_before(NIGHT, 35)
+    put_days(store, {**dict.fromkeys(days[:20], 90), **dict.fromkeys(days[20:], 20)})
+    assert plan(store, tmp_path).odd_volume == ""
+    put_days(store, {days[-1]: 90})
+    with pytest.raises(VolumeAnomaly, match=r"\+350% against the median of the 14 days before it, 20 "):
+        plan(store, tmp_path)
+
+
 @pytest.mark.parametrize("empty", ["no file", "no rows in its files"])
 def test_an_empty_day_in_the_middle_stops_the_night(empty: str, store: Any, tmp_path: Path) -> None:
     days = dict.fromkeys(days_before(NIGHT, 5), 20)
@@ -471,6 +481,9 @@ def test_checksums_of_days_that_the_night_does_not_read_may_name_what_is_gone(st
     assert plan(store, tmp_path, as_of=NIGHT, window_days=3).num_files == 4
     with pytest.raises(InputIncomplete, match=gone):
         plan(store, tmp_path, as_of=NIGHT)
+    put_days(store, {date(2026, 10, 2): 5})
+    store.put_once("events/dt=2026-10-02/_SHA256SUMS", b"no checksums")
+    assert plan(store, tmp_path, as_of=NIGHT, window_days=3).num_files == 4, "nor is an old manifest opened"
 
 
 # ---- what else is known before a byte is read
