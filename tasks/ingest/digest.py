@@ -31,6 +31,7 @@ BYTES_A_ROW = 160
 # A larger piece is read no faster, and what reading takes would grow with the day.
 PIECE_ROWS_AT_MOST = 1 << 21
 PIECES_AT_ONCE = 4
+SUSPECTS_AT_ONCE = PIECE_ROWS_AT_MOST  # events of users who may be bots
 # Row groups have a fixed size, or the bytes would follow the engine's threads; the merge reads them by user.
 ROWS_PER_GROUP = 1 << 17
 ROWS_PER_GROUP_REFUSED = 100_000
@@ -254,13 +255,22 @@ def _bots(pieces: list[Path], registry: Registry, settings: IngestConfig) -> _Bo
         total = np.pad(total, (0, max(0, int(rows.max(initial=-1)) + 1 - len(total))))
         total[rows[rows >= 0]] += count[rows >= 0]
     suspects = np.flatnonzero(total > settings.bot_events_per_day)
-    if not len(suspects):
-        return _Bots(np.zeros(0, np.int64))
+    parts = (np.cumsum(total[suspects]) - 1) // SUSPECTS_AT_ONCE
+    found = [
+        _days_of_bots(pieces, registry, suspects[parts == part], settings.bot_events_per_day)
+        for part in np.unique(parts)
+    ]
+    return _Bots(np.concatenate([np.zeros(0, np.int64), *found]))
+
+
+def _days_of_bots(
+    pieces: list[Path], registry: Registry, suspects: npt.NDArray[np.int64], events_per_day: int
+) -> npt.NDArray[np.int64]:
+    """Users (ascending) and days with more distinct events than that, among some users."""
     found = []
     for piece in pieces:
         events, _ = _with_rows(piece, registry, None)
-        of_suspects = np.isin(events.user_N, suspects)
-        found.append(events.take(of_suspects))
+        found.append(events.take(np.isin(events.user_N, suspects)))
     together, _ = in_order(
         Events(
             np.concatenate([events.user_N for events in found]),
@@ -269,7 +279,7 @@ def _bots(pieces: list[Path], registry: Registry, settings: IngestConfig) -> _Bo
         )
     )
     days, count = np.unique(_user_day(together)[~is_repeat(together)], return_counts=True)
-    return _Bots(days[count > settings.bot_events_per_day])
+    return days[count > events_per_day]
 
 
 def _write_run(events: Events, kept_N: npt.NDArray[np.bool_], path: Path) -> Path:

@@ -96,7 +96,7 @@ def merge_runs(
     num_threads = len(os.sched_getaffinity(0))
     counts_U = []
     with GrowingArrays(folder, COLUMNS) as arrays, ThreadPoolExecutor(num_threads) as threads:
-        for low, high in _ranges(indexes, events_at_most):
+        for low, high in _ranges_that_fit(indexes, events_at_most):
             # No name for a range's events here: they are gone before those of the next are read.
             for pairs, num_events in _folded(
                 _read(indexes, low, high, merged, forgotten), folding, threads, 2 * num_threads
@@ -184,7 +184,39 @@ class _Index:
         user_N = frame["user_row"].to_numpy()
         inside = slice(*np.searchsorted(user_N, [low, high]))
         stamp_N = stamp_of(frame["timestamp_us"].to_numpy()[inside], frame["kind"].to_numpy()[inside])
-        return Events(user_N[inside], frame["item_row"].to_numpy()[inside], stamp_N)
+        own_N, item_N = user_N[inside], frame["item_row"].to_numpy()[inside]
+        if 2 * len(own_N) < rows:  # of views the whole row groups would stay
+            own_N, item_N = own_N.copy(), item_N.copy()
+        return Events(own_N, item_N, stamp_N)
+
+    def rows_between(self, low: int, high: int) -> int:
+        """Of the row groups that have to be read for users low..high-1."""
+        return int(self.rows_G[np.searchsorted(self.last_G, low) : np.searchsorted(self.first_G, high)].sum())
+
+    def sample(self, low: int, high: int) -> npt.NDArray[np.int32]:
+        """Each so-manieth of these users' events: whose it is."""
+        start, end = np.searchsorted(self.last_G, low), np.searchsorted(self.first_G, high)
+        if end <= start:
+            return np.zeros(0, np.int32)
+        offset, rows = int(self.rows_G[:start].sum()), int(self.rows_G[start:end].sum())
+        users = pl.scan_parquet(self.path, glob=False).select("user_row").slice(offset, rows).collect()["user_row"]
+        some_N = users.gather_every(SAMPLED).to_numpy()
+        return some_N[(some_N >= low) & (some_N < high)]
+
+
+def _ranges_that_fit(indexes: list[_Index], events_at_most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users with no more events than that; of a single user there may be more.
+
+    Where each of many runs has all users in one row group (many small files), a row group is read once for each range
+    that it has a part in, and what is not asked for is let go at once.
+    """
+    for low, high in _ranges(indexes, events_at_most):
+        if sum(index.rows_between(low, high) for index in indexes) <= events_at_most:
+            yield low, high
+            continue
+        sample = np.sort(np.concatenate([index.sample(low, high) for index in indexes]))
+        cuts = np.unique([low, *sample[:: max(1, events_at_most // SAMPLED)][1:].tolist(), high])
+        yield from zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
 
 
 def _ranges(indexes: list[_Index], events_at_most: int) -> Iterator[tuple[int, int]]:

@@ -4,8 +4,8 @@ R rows, U users, I items (tasks/ingest/footers.py), N = U + I, L likes: the rows
 threshold decides. Of pairs no footer tells; each row is taken for one of its own, which is the most there can be.
 D train.width, K recommend.k. Bytes of all processes together, on top of NIGHT_BYTES:
 
-ingest     CHILD_BYTES + READ_BYTES x the rows of the largest day, PIECE_ROWS at most, or MERGE_BYTES x R, or
-           ingest.memory_mib if less
+ingest     CHILD_BYTES + READ_BYTES x the rows of the largest day, PIECE_ROWS at most; or of merging RANGE_BYTES x R, as
+           many events as ingest.memory_mib has in memory at most, and GROUP_BYTES x R for the groups that are folded
 graph      GRAPH_BYTES + PAIR_BYTES x min(R, PAIRS_AT_ONCE) + EDGE_BYTES x min(L, LIKES_COUNTED) + ID_BYTES x N
 train      RANK_BYTES + models/plan.needed_bytes of the cheapest split; on GPUs, what the first rank makes the start of
 evaluate   MEASURE_BYTES + LIKE_BYTES x L + 24 I x neighbours + 8 N x filter_width and 24 I^2, where these rivals run
@@ -34,7 +34,9 @@ CHILD_BYTES = 370 * MIB  # the process that reads files
 RANK_BYTES = 500 * MIB  # a process that trains, before its tables
 MEASURE_BYTES = 150 * MIB
 PIECE_ROWS = 1 << 21  # tasks/ingest/digest.py has no more in memory at once
-READ_BYTES, MERGE_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 160, 36, 200, 200
+READ_BYTES, LIKE_BYTES, LIST_ROW_BYTES = 160, 200, 200
+EVENT_BYTES = 64  # by which tasks/ingest/merge.py lays out a range of users
+RANGE_BYTES, GROUP_BYTES, EVENTS_IN_GROUPS = 20, 16, 5_000_000
 GRAPH_BYTES = 40 * MIB
 PAIRS_AT_ONCE = 2_000_000  # as many as tasks/graph/pairs.py has in memory
 LIKES_COUNTED = 40_000_000  # the adjacency is written in pieces too: more likes need no more
@@ -121,7 +123,9 @@ def plan_night(sizes: Sizes, config: NightlyConfig, machine: Machine) -> Plan:
     shard = SHARD_ROW_BYTES * min(users, config.recommend.users_per_shard) * config.recommend.k
     serving = measuring + min(SERVING_BYTES + table + shard, config.recommend.memory_mib * MIB)
     piece = min(sizes.largest_day, PIECE_ROWS)
-    reading = min(max(READ_BYTES * piece, MERGE_BYTES * rows), config.ingest.memory_mib * MIB)
+    in_range = min(rows, config.ingest.memory_mib * MIB // EVENT_BYTES)
+    merging = RANGE_BYTES * in_range + GROUP_BYTES * min(in_range, EVENTS_IN_GROUPS)
+    reading = min(max(READ_BYTES * piece, merging), config.ingest.memory_mib * MIB)
     scores = SCORES_A_SECOND / width
     stages = (
         StagePlan("ingest", CHILD_BYTES + reading, (RUN_ROW_BYTES + PAIR_ARRAY_BYTES) * rows, 2 + rows / ROWS_A_SECOND),

@@ -4,6 +4,7 @@ import time
 import tracemalloc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -100,6 +101,33 @@ def test_little_memory_changes_no_byte_and_is_kept(tmp_path: Path, monkeypatch: 
     assert sum(ranges) == sum(len(pl.read_parquet(path)) for path in runs), "each event once"
     largest = rows["user_row"].value_counts()["count"].max()
     assert max(ranges) <= 4_000 + largest  # type: ignore[operator]
+
+
+def test_many_runs_with_everybody_in_one_row_group_are_read_in_ranges_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many small files leave them: a row group can be no range of its own."""
+    rows = events_in_time(40_000, users=3_000, seed=5)
+    rows = rows.with_columns(user_row=pl.int_range(len(rows), dtype=pl.Int32) % 3_000)
+    runs = write_runs(rows, tmp_path / "runs", parts=40, rows_per_group=1 << 17, seed=0)
+    merged(runs, tmp_path / "much")
+    held: list[int] = []
+    read = merge._read
+
+    def watched(*arguments: Any) -> list[Events]:
+        parts = read(*arguments)
+        held.append(sum(len(part) for part in parts))
+        for part in parts:
+            assert all(column.base is None for column in (part.user_N, part.item_N)), "no view of a whole row group"
+        return parts
+
+    monkeypatch.setattr(merge, "_read", watched)
+    monkeypatch.setattr(merge, "SAMPLED", 16)
+    monkeypatch.setattr(merge, "BYTES_AN_EVENT", (1 << 20) // 4_000)  # a MiB holds four thousand
+    merged(runs, tmp_path / "little", memory_mib=1)
+    assert arrays_in(tmp_path / "little") == arrays_in(tmp_path / "much")
+    assert sum(held) == sum(len(pl.read_parquet(path)) for path in runs), "each event once"
+    assert max(held) <= 1.3 * 4_000
 
 
 def test_four_times_the_events_of_the_same_people_need_no_more_memory(

@@ -188,6 +188,14 @@ def test_settings_of_a_plan_are_those_of_a_night(tmp_path: Path, capsys: pytest.
     assert "no setting train.widht" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_hundred_million_events_are_told_to_take_what_they_took() -> None:
+    """benchmarks/results/ingest.json: 1.40 GiB of the process that reads, beside the night's own."""
+    sizes = Sizes(100_000_000, 1_000_000, 200_000, 2_000_000_000, 3_333_333)
+    plan = plan_night(sizes, NightlyConfig(), LARGE)
+    told = next(stage.memory_bytes for stage in plan.stages if stage.stage == "ingest")
+    assert told == pytest.approx(planner.NIGHT_BYTES + 1.40 * GIB, rel=0.1)
+
+
 def test_a_day_is_read_in_pieces_so_a_larger_one_takes_no_more_memory_to_read() -> None:
     def reading(rows: int) -> int:
         plan = plan_night(Sizes(rows, 1_000, 1_000, rows * 20, rows), NightlyConfig(), LARGE)

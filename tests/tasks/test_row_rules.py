@@ -11,6 +11,7 @@ import pytest
 
 from tasks.config import IngestConfig
 from tasks.errors import ContractViolation, InputCorrupt
+from tasks.ingest import digest
 from tasks.ingest.digest import read_unit
 from tasks.ingest.events import naming_read_errors, with_text_as_bytes
 from tasks.ingest.inspection import EventSchema, inspect_files
@@ -126,7 +127,11 @@ def test_another_corrupt_file_is_not_read_again(store: Any) -> None:
     assert with_text_as_bytes(schema.files, other) is None
 
 
-def test_a_bot_is_a_user_with_too_many_events_on_one_day_and_only_for_that_day(store: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_at_once", [1 << 21, 4])
+def test_a_bot_is_a_user_with_too_many_events_on_one_day_and_only_for_that_day(
+    rows_at_once: int, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "SUSPECTS_AT_ONCE", rows_at_once)
     busy = [("ada", "tea", NOON_S + second) for second in range(4)]
     quieter = [("ada", "jam", NOON_S + 86_400 + second) for second in range(2)]
     other = [("ben", item, NOON_S + second) for second, item in enumerate(["tea", "jam", "tea"])]
