@@ -1,5 +1,6 @@
 """The thirty-six corrupt inputs, each through the processes of a night that inspect and that read, and mutated ones."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
@@ -84,14 +85,26 @@ def test_a_hostile_file_ends_in_its_verdict_by_name(name: str, footers: dict[str
 
 @pytest.mark.parametrize("name", [name for name, (_, verdict) in HOSTILE.items() if verdict == UNNOTICED])
 def test_what_no_reader_notices_a_producers_checksum_does(name: str, tmp_path: Path) -> None:
-    import hashlib
-
     store = open_store(str(tmp_path / "store"))
     store.put_once(BAD, HOSTILE[name][0]())
     sums = f"{hashlib.sha256(plain()).hexdigest()}  {BAD.rpartition('/')[2]}\n"
     store.put_once(f"{BAD.rpartition('/')[0]}/{CHECKSUMS}", sums.encode())
     with pytest.raises(InputCorrupt, match=rf"{BAD}.*{CHECKSUMS}"):
         night_of(store, tmp_path / "night")
+
+
+def test_right_checksums_let_a_night_pass_and_the_nearest_manifest_decides(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    store.put_once(BAD, plain())
+    folder, _, name = BAD.rpartition("/")
+    right, wrong = hashlib.sha256(plain()).hexdigest(), "0" * 64
+    store.put_once(f"{folder}/{CHECKSUMS}", f"{right.upper()} *./{name}\n".encode())
+    store.put_once(f"events/{CHECKSUMS}", f"{wrong}  {BAD.removeprefix('events/')}\n".encode())
+    assert night_of(store, tmp_path / "night").rows_in == ROWS
+    (tmp_path / "store" / folder / CHECKSUMS).unlink()
+    store.put_once(GOOD, plain())  # the day is another one, and digested anew
+    with pytest.raises(InputCorrupt, match=rf"{BAD}.*{CHECKSUMS}"):
+        night_of(store, tmp_path / "again")
 
 
 def test_one_bad_file_among_many_is_named_and_where_a_night_may_do_without_it_the_others_count(tmp_path: Path) -> None:

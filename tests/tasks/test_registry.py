@@ -144,6 +144,22 @@ def test_who_is_forgotten_is_in_no_file_and_is_recognised_for_ever(store):
     assert "never-seen" not in ids
 
 
+def test_an_item_of_the_same_id_as_somebody_who_is_forgotten_stays(local):
+    add(local, "42", "43")
+    extend(local, open_registry(local), pl.Series(["42"]), pl.Series(["42"]))
+    forget(local, "users", users("42"))
+    registry = open_registry(local)
+    assert registry.rows_of("users", users("42")).tolist() == [FORGOTTEN]
+    assert registry.rows_of("items", pl.Series(["42"])).tolist() != [FORGOTTEN]
+    assert "42" in registry.ids["items"].to_list()
+    new = extend(local, registry, users("44"), pl.Series(["44"]))
+    forget(local, "users", users("44"))
+    assert (
+        open_registry(local).rows_of("items", pl.Series(["44"])).tolist()
+        == new.rows_of("items", pl.Series(["44"])).tolist()
+    )
+
+
 def test_forgetting_again_changes_nothing_and_still_knows_the_row(local):
     add(local, "a", "b")
     first = forget(local, "users", users("b"))
