@@ -42,17 +42,18 @@ def average_precision(hit_BK: npt.NDArray[np.bool_], num_targets_B: npt.NDArray[
     """Precision at each hit, averaged over the hits that a list of K could have; its mean over users is MAP@K."""
     k = hit_BK.shape[1]
     precision_BK = np.cumsum(hit_BK, axis=1) / np.arange(1, k + 1)
-    return (precision_BK * hit_BK).sum(axis=1) / np.minimum(num_targets_B, k)
+    best_B = np.minimum(num_targets_B, k)
+    return (precision_BK * hit_BK).sum(axis=1) / best_B
 
 
 def hit_rate(hit_BK: npt.NDArray[np.bool_], num_targets_B: npt.NDArray[np.integer]) -> Float64:
     """1 where any target stands in the list."""
-    return hit_BK.any(axis=1).astype(np.float64)
+    return np.asarray(hit_BK.any(axis=1), np.float64)
 
 
 def reciprocal_rank(hit_BK: npt.NDArray[np.bool_], num_targets_B: npt.NDArray[np.integer]) -> Float64:
     """1 / the rank of the first target in the list, 0 where there is none; its mean over users is MRR@K."""
-    return hit_BK.any(axis=1) / (hit_BK.argmax(axis=1) + 1.0)
+    return np.where(hit_BK.any(axis=1), 1.0 / (hit_BK.argmax(axis=1) + 1.0), 0.0)
 
 
 # What a list is worth to one user, by the name that reports give it.
@@ -77,7 +78,7 @@ def gini(exposure_I: npt.NDArray[np.integer]) -> float:
     return float((weight_I * count_I).sum() / (len(count_I) * count_I.sum()))
 
 
-def novelty(exposure_I: npt.NDArray[np.integer], popularity_I: npt.NDArray[np.integer], num_users: int) -> float:
+def novelty(exposure_I: npt.NDArray[np.integer], popularity_I: npt.NDArray[np.number], num_users: int) -> float:
     """Mean self-information of a listed item in bits: -log2 of the share of users who like it (Zhou et al. 2010).
 
     An item that nobody likes counts as liked by half a person.
@@ -86,9 +87,9 @@ def novelty(exposure_I: npt.NDArray[np.integer], popularity_I: npt.NDArray[np.in
     return float((bits_I * exposure_I).sum() / max(1, exposure_I.sum()))
 
 
-def is_head(popularity_I: npt.NDArray[np.integer], share: float) -> npt.NDArray[np.bool_]:
+def is_head(popularity_I: npt.NDArray[np.number], share: float) -> npt.NDArray[np.bool_]:
     """(I,): the fewest items that together have `share` of all likes, the most liked first, ties by row."""
-    order = np.lexsort((np.arange(len(popularity_I)), -popularity_I.astype(np.int64)))
+    order = np.lexsort((np.arange(len(popularity_I)), -popularity_I.astype(np.float64)))
     before = np.cumsum(popularity_I[order]) - popularity_I[order]
     head_I = np.zeros(len(popularity_I), dtype=bool)
     head_I[order] = before < share * popularity_I.sum()

@@ -35,6 +35,7 @@ def _as_list(value: object) -> object:
 _ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _EventType = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+_ListLength = Annotated[int, Field(ge=1, le=1000)]
 # No name begins with _ or a dot: what does holds control files, and is no event file anywhere here.
 _Prefix = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9=-][\w.=-]*(/[A-Za-z0-9=-][\w.=-]*)*/?$", max_length=256)
@@ -316,7 +317,13 @@ class TrainConfig(_Settings):
 class EvaluateConfig(_Settings):
     model_config = ConfigDict(title="Evaluation")
 
-    k: int = Field(20, ge=1, le=1000, description="Recall@k and NDCG@k.")
+    k: int = Field(20, ge=1, le=1000, description="Recall@k and NDCG@k, by which the gate decides.")
+    also_at: Annotated[tuple[_ListLength, ...], BeforeValidator(_as_list)] = Field(
+        (5, 10, 50), max_length=8, description="Other lengths of a list that the report says what it is worth at."
+    )
+    head_share: float = Field(
+        0.5, gt=0.0, lt=1.0, description="The most liked items that together have this share of all likes are the head."
+    )
     resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples of the users for 95 % intervals.")
     knn_neighbours: int = Field(200, ge=1, le=5000, description="Neighbours an item keeps in the item-kNN rival.")
     knn_shrink: float = Field(10.0, ge=0.0, le=1e4, description="Shrinks similarities that rest on few users.")

@@ -202,6 +202,21 @@ class ModelScore:
     recall: Measured
     ndcg: Measured
     coverage: float  # share of the catalogue that stands in at least one list
+    # Metric (models/metrics.PER_USER) -> length of the list -> its value.
+    at: dict[str, dict[int, Measured]] = field(default_factory=dict)
+    novelty: float = 0.0  # mean -log2 of the share of users who like a listed item
+    gini: float = 0.0  # of how often items stand in lists: 0 all alike, 1 one item everywhere
+    popular_share: float = 0.0  # share of the lists' rows that are head items (evaluate.head_share)
+
+
+@dataclass(frozen=True)
+class SliceScore:
+    """Some of the test users, or of the items they like: the judged fit, and its paired difference to popularity."""
+
+    name: str  # users: new, light, heavy; items: head, tail; segment: its name
+    num_users: int
+    recall: Measured
+    over_popularity: Measured
 
 
 @dataclass(frozen=True)
@@ -232,6 +247,7 @@ class Evaluation:
     recall_by_history: dict[str, dict[str, float]]  # model -> {with_history, without_history} on test
     users_by_history: dict[str, int]
     tiers: tuple[TierScore, ...] = ()
+    slices: tuple[SliceScore, ...] = ()
 
     def not_above_popular(self, tier: str) -> tuple[TierScore, ...]:
         """What a night says aloud of a tier that the model scores, graph or fold_in."""

@@ -112,15 +112,17 @@ def read_known(graph_folder: str, tables: Tables, settings: RecommendConfig, as_
     )
 
 
-def read_segments(graph_folder: str, tables: Tables) -> npt.NDArray[np.int64] | None:
-    """(U,) each user's segment, numbered in the order of names, -1: none. None where no table names any."""
+def read_segments(graph_folder: str, tables: Tables) -> tuple[npt.NDArray[np.int64] | None, list[str]]:
+    """(U,) each user's segment as its place among the names, -1: none; and those. None where no table names any."""
     if "segments" not in tables.rows:
-        return None
+        return None, []
     told = _table(tables, "segments")
     user_ids, _ = read_ids(Path(graph_folder))
     users = pl.DataFrame({"user_id": user_ids.cast(told["user_id"].dtype)})
     segment = users.join(told, on="user_id", how="left", maintain_order="left")["segment"]
-    return (segment.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
+    return (segment.rank("dense").cast(pl.Int64) - 1).fill_null(
+        -1
+    ).to_numpy(), segment.drop_nulls().unique().sort().to_list()
 
 
 def _table(tables: Tables, name: str) -> pl.DataFrame:

@@ -5,7 +5,8 @@ It counts all likes alike, here and for the gate; the list that is served, where
 with the tiers. No negatives are sampled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.graph import Csr, load_csr, load_likes
+from models.metrics import gini, is_head, novelty
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
 from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from tasks.config import EvaluateConfig
 from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
-from tasks.evaluate.measuring import PerUser, interval, measure
+from tasks.evaluate.measuring import PerUser, interval, intervals, measure
+from tasks.evaluate.slices import score_slices
 from tasks.evaluate.tiers import score_tiers
 from tasks.run import fingerprint_of
 
@@ -32,26 +35,42 @@ def evaluate_fit(
     block_bytes: int,
     half_life_days: float | None = None,
     segment_U: npt.NDArray[np.int64] | None = None,
+    segment_names: Sequence[str] = (),
 ) -> Evaluation:
-    """Recall@k, NDCG@k and coverage of every model on validation and test, and the paired difference on test.
+    """What every model's lists are worth on validation and test, in slices too, and the paired difference on test.
 
-    half_life_days as the lists have it (models/recency.py). segment_U: each user's segment, -1: none; for the tiers.
+    half_life_days as the lists have it (models/recency.py). segment_U: each user's segment, -1: none, by
+    its number in segment_names; for the tiers and slices.
     """
     liked, _ = load_likes(graph.folder, "train")
     tables = load_file(fitted.judged_path)
     fill = for_everybody(popularity(liked, graph.num_items), graph.num_users)
     scorers = dict(_scorers(graph, tables, liked, settings, block_bytes))
+    popularity_I = popularity(liked, graph.num_items)
+    head_I = is_head(popularity_I, settings.head_share)
     scores = []
     by_part: dict[str, dict[str, PerUser]] = {"validation": {}, "test": {}}
     for part, by_model in by_part.items():
         target = load_csr(graph.folder, f"liked_{part}")
         users = np.flatnonzero(target.counts() > 0)
         for name, scorer in scorers.items():
-            measured = measure(graph, scorer, fill, target, users, part, settings.k, block_bytes)
-            scores.append(_score(name, part, measured, settings))
-            by_model[name] = measured
+            measured = measure(
+                graph,
+                scorer,
+                fill,
+                target,
+                users,
+                part,
+                settings.k,
+                block_bytes,
+                also_at=settings.also_at,
+                head_I=head_I,
+            )
+            scores.append(_score(name, part, measured, settings, popularity_I, head_I, graph.num_users))
+            by_model[name] = replace(measured, at={})  # in the score by now
     validation, test = by_part.values()
-    with_history = liked.counts()[np.flatnonzero(load_csr(graph.folder, "liked_test").counts() > 0)] > 0
+    test_users = np.flatnonzero(load_csr(graph.folder, "liked_test").counts() > 0)
+    with_history = liked.counts()[test_users] > 0
     over_popularity = {
         metric: interval(getattr(test[MODEL], metric) - getattr(test["popularity"], metric), settings)
         for metric in ("recall", "ndcg")
@@ -66,6 +85,14 @@ def evaluate_fit(
             "with_history": int(with_history.sum()),
             "without_history": int(len(with_history) - with_history.sum()),
         },
+        slices=score_slices(
+            test[MODEL],
+            test["popularity"],
+            liked.counts()[test_users],
+            None if segment_U is None else segment_U[test_users],
+            segment_names,
+            settings,
+        ),
         tiers=score_tiers(
             graph,
             tables,
@@ -105,14 +132,27 @@ def _scorers(
         )
 
 
-def _score(name: str, part: str, measured: PerUser, settings: EvaluateConfig) -> ModelScore:
+def _score(
+    name: str,
+    part: str,
+    measured: PerUser,
+    settings: EvaluateConfig,
+    popularity_I: np.ndarray,
+    head_I: np.ndarray,
+    num_users: int,
+) -> ModelScore:
+    at = intervals(measured.at, settings)
     return ModelScore(
         model=name,
         part=part,
         num_users=len(measured.recall),
-        recall=interval(measured.recall, settings),
-        ndcg=interval(measured.ndcg, settings),
+        recall=at["recall"][settings.k],
+        ndcg=at["ndcg"][settings.k],
         coverage=measured.coverage,
+        at=at,
+        novelty=novelty(measured.exposure_I, popularity_I, num_users),
+        gini=gini(measured.exposure_I),
+        popular_share=float(measured.exposure_I[head_I].sum() / max(1, measured.exposure_I.sum())),
     )
 
 

@@ -30,13 +30,15 @@ def evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluati
 
 def _evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluation:
     block_bytes = run.config.recommend.memory_mib * 2**20 // BLOCK_SHARE
+    segment_U, segment_names = read_segments(graph.folder, tables)
     evaluation = evaluate_fit(
         graph,
         fitted,
         run.config.evaluate,
         block_bytes=block_bytes,
         half_life_days=run.config.recommend.popular_half_life_days,
-        segment_U=read_segments(graph.folder, tables),
+        segment_U=segment_U,
+        segment_names=segment_names,
     )
     for score in evaluation.scores:
         if score.part == "test":

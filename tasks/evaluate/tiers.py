@@ -74,7 +74,7 @@ def score_tiers(
 
     def at(of_all: PerUser, people: np.ndarray) -> PerUser:
         place = np.searchsorted(users, people)
-        return PerUser(of_all.recall[place], of_all.ndcg[place], 0.0)
+        return PerUser(of_all.recall[place], of_all.ndcg[place], of_all.exposure_I)
 
     scores = []
     with_row = users[liked.counts()[users] > 0]

@@ -153,7 +153,56 @@ def _metrics(night: Night) -> str:
         + "\n".join(lines)
         + f"\n\nTest users: {history['with_history']:,} with a history, {history['without_history']:,} without. "
         f"Their recall: {by_history}. The judged fit has not seen validation or test; the served one has the same "
-        f"{night.fitted.epochs} epochs on all likes." + tiers_in_words(evaluation)
+        f"{night.fitted.epochs} epochs on all likes."
+        + _beyond_one_number(evaluation)
+        + _slices(evaluation)
+        + tiers_in_words(evaluation)
+    )
+
+
+def _beyond_one_number(evaluation: Evaluation) -> str:
+    """Every metric at every length on test, and what the lists of each model are like."""
+    scores = [score for score in evaluation.scores if score.part == "test" and score.at]
+    if not scores:
+        return ""
+    lengths = sorted(scores[0].at["recall"])
+    rows = [
+        f"| {_bold_if_ours(score.model)} | {metric} | "
+        + " | ".join(_interval(score.at[metric][length]) for length in lengths)
+        + " |"
+        for metric in scores[0].at
+        for score in scores
+    ]
+    lists = [
+        f"| {_bold_if_ours(score.model)} | {score.coverage:.1%} | {score.novelty:.2f} | {score.gini:.3f} "
+        f"| {score.popular_share:.1%} |"
+        for score in scores
+    ]
+    return (
+        "\n\n### On test, at several lengths (95 %)\n\n| model | metric | "
+        + " | ".join(f"@{length}" for length in lengths)
+        + " |\n|---|---|"
+        + "---:|" * len(lengths)
+        + "\n"
+        + "\n".join(rows)
+        + f"\n\nWhat their lists of {evaluation.k} are like. Novelty: mean bits, -log2 of the share of users who like "
+        "an item. Gini: how unequally items are shown, 0 all alike. Head: the most liked items, with half of all likes "
+        "unless evaluate.head_share says else.\n\n| model | coverage | novelty | gini | rows of head items |\n"
+        "|---|---:|---:|---:|---:|\n" + "\n".join(lists)
+    )
+
+
+def _slices(evaluation: Evaluation) -> str:
+    if not evaluation.slices:
+        return ""
+    rows = [
+        f"| {score.name} | {score.num_users:,} | {_interval(score.recall)} | {_difference(score.over_popularity)} |"
+        for score in evaluation.slices
+    ]
+    return (
+        "\n\n### Whom it serves\n\nLightGCN on test. New users have no like before the cut; light ones up to the "
+        "median of the others', heavy ones more. Head and tail: of the liked items, these alone.\n\n"
+        f"| | users | recall@{evaluation.k} (95 %) | over popularity |\n|---|---:|---:|---:|\n" + "\n".join(rows)
     )
 
 

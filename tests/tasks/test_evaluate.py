@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.graph import Csr, interactions_by_user, load_csr, save_arrays
+from models.metrics import PER_USER, hits
+from models.selection import NO_ITEM
 from tasks.config import EvaluateConfig, NightlyConfig, RecommendConfig
 from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore, Run, Tables, TierScore
 from tasks.evaluate.allowed import read_segments
 from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
+from tasks.evaluate.measuring import _recall_among
 from tasks.evaluate.task import evaluate, warn_of_tiers
 from tasks.evaluate.tiers import _shortened
 from tasks.report.markdown import tiers_in_words
@@ -76,6 +79,48 @@ def test_every_user_with_a_like_in_the_part_counts_for_every_model(evaluation: E
         assert 0 <= each.recall.low <= each.recall.mean <= each.recall.high <= 1
         assert 0 < each.coverage <= 1
     assert sum(evaluation.users_by_history.values()) == graph.num_test_users
+
+
+def test_lists_of_several_lengths_are_judged_by_every_metric_and_longer_ones_find_more(evaluation: Evaluation) -> None:
+    for each in evaluation.scores:
+        assert each.at.keys() == PER_USER.keys()
+        for by_length in each.at.values():
+            assert sorted(by_length) == [5, 10, 50]
+        assert each.at["recall"][10] == each.recall
+        assert each.at["ndcg"][10] == each.ndcg
+        for metric in ("recall", "hit_rate", "mrr"):
+            means = [each.at[metric][length].mean for length in (5, 10, 50)]
+            assert means == sorted(means)
+
+
+def test_what_is_popular_is_less_new_and_less_evenly_shown_than_what_fits_a_taste(evaluation: Evaluation) -> None:
+    ours, popularity = (score(evaluation, model) for model in ("lightgcn", "popularity"))
+    assert ours.novelty > popularity.novelty > 0
+    assert 0 < ours.gini < popularity.gini < 1
+    assert ours.popular_share < popularity.popular_share <= 1
+
+
+def test_slices_are_of_all_test_users_and_their_means_are_the_whole(evaluation: Evaluation, graph: Graph) -> None:
+    by_name = {found.name: found for found in evaluation.slices}
+    of_users = [found for name, found in by_name.items() if name.startswith("users: ")]
+    assert sum(found.num_users for found in of_users) == graph.num_test_users
+    whole = sum(found.num_users * found.recall.mean for found in of_users) / graph.num_test_users
+    assert whole == pytest.approx(score(evaluation, "lightgcn").recall.mean)
+    over = sum(found.num_users * found.over_popularity.mean for found in of_users) / graph.num_test_users
+    assert over == pytest.approx(evaluation.over_popularity["recall"].mean)
+    assert {"items: head", "items: tail"} <= by_name.keys()
+    assert by_name["items: tail"].over_popularity.mean > by_name["items: head"].over_popularity.mean
+
+
+def test_recall_of_head_and_tail_is_that_of_their_targets_alone() -> None:
+    target = interactions_by_user(np.array([0, 0, 0, 1]), np.array([0, 1, 2, 3]), num_users=2)
+    item_BK = np.array([[2, 5, 0], [NO_ITEM, 3, 4]], dtype=np.int32)
+    users = np.array([0, 1])
+    hit_BK = hits(item_BK, users, target, 6)
+    head_I = np.array([True, True, False, False, False, False])
+    head, tail = (_recall_among(which, item_BK, hit_BK, target, users) for which in (head_I, ~head_I))
+    np.testing.assert_array_equal(head, [0.5, np.nan])
+    np.testing.assert_array_equal(tail, [1.0, 1.0])
 
 
 def test_the_same_fit_is_judged_the_same_whatever_the_block_size(
@@ -156,7 +201,8 @@ def old_and_new(tmp_path: Path) -> tuple[Graph, Fitted]:
 
 
 def tiers_of(graph: Graph, fitted: Fitted, **served: Any) -> dict[str, TierScore]:
-    evaluation = evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, **served)
+    names = ["one", "two"]
+    evaluation = evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, segment_names=names, **served)
     assert score(evaluation, "popularity", "validation").recall.mean == 0.0, "the models' table counts all likes alike"
     return {tier.tier: tier for tier in evaluation.tiers}
 
@@ -185,10 +231,19 @@ def test_what_is_liked_after_the_cut_does_not_make_popular(tmp_path: Path, old_a
 def test_a_segment_gets_what_is_popular_in_it_and_then_what_is_popular(old_and_new: tuple[Graph, Fitted]) -> None:
     """The newcomer's segment likes c; in that of u00 only u00 likes anything, and popular fills the list."""
     graph, fitted = old_and_new
-    segment = {"u00": 0, "u08": 1, "new": 1}
+    segment = {"u00": 0, "u08": 1, "new": 1, "zed": 1}
     tier = tiers_of(graph, fitted, half_life_days=0.0, segment_U=numbers_of(graph, segment))["segment"]
     assert (tier.num_users, tier.recall.mean, tier.recall_over_popular.mean) == (2, 0.5, 0.5)
-    evaluation = evaluate_fit(graph, fitted, FIRST_PLACE, block_bytes=BLOCK_BYTES, segment_U=numbers_of(graph, segment))
+    evaluation = evaluate_fit(
+        graph,
+        fitted,
+        FIRST_PLACE,
+        block_bytes=BLOCK_BYTES,
+        segment_U=numbers_of(graph, segment),
+        segment_names=["one", "two"],
+    )
+    of_segments = [(found.name, found.num_users) for found in evaluation.slices if found.name.startswith("segment")]
+    assert of_segments == [("segment: two", 1)], "of those who are judged on test, u01 and zed"
     words = tiers_in_words(evaluation)
     assert "| segment | 2 |" in words
     assert "the gate stand beside popularity, which counts all likes alike" in words
@@ -237,11 +292,12 @@ def test_segments_are_read_by_the_graphs_rows(old_and_new: tuple[Graph, Fitted],
     """A stranger's segment has no number; numbers follow the names."""
     graph, _ = old_and_new
     told = segments(tmp_path, {"new": "z", "nobody": "c", "u00": "b", "u01": "z"})
-    segment_U = read_segments(graph.folder, told)
+    segment_U, names = read_segments(graph.folder, told)
     assert segment_U is not None
+    assert names == ["b", "z"]
     np.testing.assert_array_equal(segment_U, numbers_of(graph, {"new": 1, "u00": 0, "u01": 1}))
-    assert read_segments(graph.folder, replace(told, rows={})) is None
-    strangers = read_segments(graph.folder, segments(tmp_path, {"nobody": "c"}))
+    assert read_segments(graph.folder, replace(told, rows={})) == (None, [])
+    strangers, _ = read_segments(graph.folder, segments(tmp_path, {"nobody": "c"}))
     assert strangers is not None
     assert (strangers == -1).all()
 
