@@ -42,7 +42,7 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve
         evaluation = evaluate(run, graph, fitted, tables)
         recommendations = recommend(run, graph, fitted, tables)
-        verdict = judge(run, graph, tables, evaluation, recommendations)
+        verdict = judge(run, graph, fitted, tables, evaluation, recommendations)
         published = None
         try:
             check_gate(verdict)  # GateRefused: the live recommendations stay

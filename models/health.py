@@ -29,7 +29,8 @@ def table_health(table_RD: Tensor, rows: npt.NDArray[np.int64]) -> TableHealth:
     """Of some rows, without the last column, which holds no direction (the popularity bias). Memory: D^2 numbers.
 
     effective_rank: exp of the entropy of the singular values (Roy and Vetterli 2007), 0 of zeros; about how many
-    directions the rows use. mean_cosine: of all pairs of rows, 1 where all point the same way.
+    directions the rows use. mean_cosine: of all pairs of rows, 1 where all point the same way. Where a
+    number is none, nor is any of these.
     """
     width = table_RD.shape[1] - 1
     gram_DD = torch.zeros(width, width, dtype=torch.float64)
@@ -41,6 +42,8 @@ def table_health(table_RD: Tensor, rows: npt.NDArray[np.int64]) -> TableHealth:
         zeros += int((length_R == 0.0).sum())
         gram_DD += some_RD.T @ some_RD
         direction_D += (some_RD / length_R.clamp(min=1e-30)[:, None]).sum(dim=0)
+    if not torch.isfinite(gram_DD).all():
+        return TableHealth(float("nan"), float("nan"), float("nan"))
     singular_D = torch.linalg.eigvalsh(gram_DD).clamp(min=0.0).sqrt()
     share_D = singular_D / singular_D.sum().clamp(min=1e-30)
     entropy = -(share_D * share_D.clamp(min=1e-30).log()).sum()

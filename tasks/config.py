@@ -424,8 +424,27 @@ class GateConfig(_Settings):
     metric: Literal["recall", "ndcg"] = Field(
         "recall", description="A fit whose test value is below popularity's beyond noise is refused."
     )
-    override: Literal["none", "popularity"] = Field(
-        "none", description="Publish although the popularity gate refuses. The list checks cannot be overridden."
+    at_least: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="A fit whose test value is below this beyond noise is refused. None: no floor.",
+    )
+    slice_loss_at_most: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Share of popularity's recall that light or heavy users, a segment, or items of the tail may lose "
+        "beyond noise.",
+    )
+    rivals: Literal["warn", "refuse"] = Field(
+        "warn",
+        description="A rival that is ahead of LightGCN beyond noise is said first thing. warn: LightGCN is published "
+        "all the same, unless it is below popularity. refuse: nothing is.",
+    )
+    override: Literal["none", "popularity", "floor", "slices", "rivals"] = Field(
+        "none",
+        description="Publish although this gate refuses. Checks of lists and of the served model cannot be overridden.",
     )
     override_reason: str = Field(
         "", max_length=500, description="Who overrides, and why. Needed with an override; stands in the manifest."

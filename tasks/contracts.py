@@ -248,6 +248,8 @@ class Evaluation:
     users_by_history: dict[str, int]
     tiers: tuple[TierScore, ...] = ()
     slices: tuple[SliceScore, ...] = ()
+    # Rival -> metric -> paired difference on test, the rival minus lightgcn.
+    rivals_over: dict[str, dict[str, Measured]] = field(default_factory=dict)
 
     def not_above_popular(self, tier: str) -> tuple[TierScore, ...]:
         """What a night says aloud of a tier that the model scores, graph or fold_in."""
@@ -309,6 +311,7 @@ class Check:
     gate: str
     passed: bool
     detail: str
+    enough_evidence: bool = True  # False: too few test users to answer; then it has passed, and says nothing
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Whether a night may go live: the finished lists must be whole, and the fit not clearly worse than popularity.
+"""Whether a night may go live: lists whole, the served model sound (served.py), the judged fit good (quality.py).
 
 The list checks read the files that would be published, not the arrays they came from, and cannot be overridden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -15,16 +15,22 @@ from tasks.contracts import TIERS, Check, Evaluation, Recommendations, Verdict
 from tasks.errors import GateRefused
 from tasks.evaluate.allowed import CELLS_AT_ONCE, Known
 from tasks.evaluate.beside import check_outputs
+from tasks.evaluate.quality import OVERRIDABLE, check_quality
 
 
 def judge_night(
-    settings: GateConfig, evaluation: Evaluation, recommendations: Recommendations, known: Known
+    settings: GateConfig,
+    evaluation: Evaluation,
+    recommendations: Recommendations,
+    known: Known,
+    of_model: Sequence[Check] = (),
 ) -> Verdict:
-    """All checks, passed or not. Only the popularity check can be overridden, by name and with a reason."""
+    """All checks, passed or not. Only those of quality can be overridden, one of them, by name and with a reason."""
     checks = [
         *check_lists(recommendations, known),
         *check_outputs(recommendations.outputs, known.people["user_id"], known.items["item_id"]),
-        check_popularity(settings.metric, evaluation),
+        *of_model,
+        *check_quality(settings, evaluation),
     ]
     overridden = settings.override if any(c.gate == settings.override and not c.passed for c in checks) else ""
     return Verdict(
@@ -45,30 +51,17 @@ def refuse_unless_passed(verdict: Verdict) -> None:
         "Nobody is left an item that they have not met and that the rules allow: wait for new items, look at items/ "
         "and the settings of recommend, or recommend what was met long ago with recommend.seen_days."
         if nothing_to_give
-        else "To publish anyway, run again with gate.override='popularity' and gate.override_reason."
-        if all(check.gate == "popularity" for check in failed)
-        else "Broken lists cannot be overridden: this is a fault in the job or in its disk; run again, then report it."
+        else f"To publish anyway, run again with gate.override={failed[0].gate!r} and gate.override_reason."
+        if len(failed) == 1 and failed[0].gate in OVERRIDABLE
+        else "Only one check can be overridden at a time: several speak against this night."
+        if all(check.gate in OVERRIDABLE for check in failed)
+        else "Broken lists and a broken model cannot be overridden: this is a fault in the job or in its disk, or the "
+        "training went wrong; run again, look at the settings of train, then report it."
     )
     found = "; ".join(f"{check.gate}: {check.detail}" for check in failed)
     raise GateRefused(
         f"{found}. Nothing was published; the live recommendations stay. {what_to_do} "
         "Every figure stands in the run's report and below _meta/audits/ in the store."
-    )
-
-
-def check_popularity(metric: str, evaluation: Evaluation) -> Check:
-    """Refuses where the whole 95 % interval of the paired difference to popularity on test lies below zero."""
-    difference = evaluation.over_popularity[metric]
-    scores = {s.model: getattr(s, metric).mean for s in evaluation.scores if s.part == "test"}
-    users = next(s.num_users for s in evaluation.scores if s.part == "test")
-    return Check(
-        gate="popularity",
-        passed=difference.high >= 0.0,
-        detail=(
-            f"{metric}@{evaluation.k} on test is {scores['lightgcn']:.4f}, popularity's {scores['popularity']:.4f}: "
-            f"difference {difference.mean:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f} "
-            f"over {users:,} users"
-        ),
     )
 
 

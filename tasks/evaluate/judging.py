@@ -18,7 +18,7 @@ from models.metrics import gini, is_head, novelty
 from models.rivals import ease_scorer, graph_filter_scorer, item_knn_scorer, popularity, popularity_scorer
 from models.scorers import InnerProduct, Scorer, for_everybody, rows_where
 from tasks.config import EvaluateConfig
-from tasks.contracts import Evaluation, Fitted, Graph, ModelScore
+from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore
 from tasks.evaluate.measuring import PerUser, interval, intervals, measure
 from tasks.evaluate.slices import score_slices
 from tasks.evaluate.tiers import score_tiers
@@ -85,6 +85,7 @@ def evaluate_fit(
             "with_history": int(with_history.sum()),
             "without_history": int(len(with_history) - with_history.sum()),
         },
+        rivals_over=_rivals_over(test, settings),
         slices=score_slices(
             test[MODEL],
             test["popularity"],
@@ -154,6 +155,17 @@ def _score(
         gini=gini(measured.exposure_I),
         popular_share=float(measured.exposure_I[head_I].sum() / max(1, measured.exposure_I.sum())),
     )
+
+
+def _rivals_over(test: dict[str, PerUser], settings: EvaluateConfig) -> dict[str, dict[str, Measured]]:
+    return {
+        name: {
+            metric: interval(getattr(rival, metric) - getattr(test[MODEL], metric), settings)
+            for metric in ("recall", "ndcg")
+        }
+        for name, rival in test.items()
+        if name != MODEL
+    }
 
 
 def _by_history(recall_B: np.ndarray, with_history: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,8 @@ from tasks.errors import is_worth_a_retry
 from tasks.evaluate.allowed import read_known, read_segments
 from tasks.evaluate.gate import judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
+from tasks.evaluate.quality import rivals_ahead
+from tasks.evaluate.served import check_served
 from tasks.run import finish_stage
 
 BLOCK_SHARE = 8  # of the memory, for a block of scores: beside it stand the rivals
@@ -50,6 +52,16 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluat
                 score.recall.mean,
                 score.ndcg.mean,
             )
+    for model, value in rivals_ahead(run.config.gate.metric, evaluation).items():
+        log.warning(
+            "%s is ahead of lightgcn beyond noise: by %.4f (%.4f to %.4f) in %s@%d on test",
+            model,
+            value.mean,
+            value.low,
+            value.high,
+            run.config.gate.metric,
+            evaluation.k,
+        )
     warn_of_tiers(evaluation)
     return evaluation
 
@@ -77,17 +89,35 @@ def _whom_in_words(score: TierScore) -> str:
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
-def judge(run: Run, graph: Graph, tables: Tables, evaluation: Evaluation, recommendations: Recommendations) -> Verdict:
-    """Every check of the gate, on the evaluation and on the finished files."""
+def judge(
+    run: Run,
+    graph: Graph,
+    fitted: Fitted,
+    tables: Tables,
+    evaluation: Evaluation,
+    recommendations: Recommendations,
+) -> Verdict:
+    """Every check of the gate: on the finished files, on the model that they come from, and on the evaluation."""
     settings = run.config.recommend
     return finish_stage(
         run,
         "judge",
         Verdict,
         lambda folder: judge_night(
-            run.config.gate, evaluation, recommendations, read_known(graph.folder, tables, settings, run.as_of)
+            run.config.gate,
+            evaluation,
+            recommendations,
+            read_known(graph.folder, tables, settings, run.as_of),
+            check_served(graph, fitted, recommendations),
         ),
-        inputs=(evaluation.fingerprint, recommendations.fingerprint, tables.fingerprint, run.config.gate, settings),
+        inputs=(
+            evaluation.fingerprint,
+            fitted.fingerprint,
+            recommendations.fingerprint,
+            tables.fingerprint,
+            run.config.gate,
+            settings,
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """The night as a Markdown artifact: counts, metrics, verdict, where the output is. No user's id stands in it."""
 
-from tasks.contracts import LATEST_KEY, SET_ASIDE, Evaluation, Measured, Night
+from tasks.contracts import LATEST_KEY, SET_ASIDE, Check, Evaluation, Measured, Night
 
 FILES_NAMED = 20  # of each verdict
 MODEL_NAMES = {
@@ -256,11 +256,17 @@ def _interval(value: Measured) -> str:
 
 
 def _gate(night: Night) -> str:
-    lines = [f"| {c.gate} | {'passed' if c.passed else '**refused**'} | {c.detail} |" for c in night.verdict.checks]
+    lines = [f"| {c.gate} | {_answer(c)} | {c.detail} |" for c in night.verdict.checks]
     text = "## Gate\n\n| check | | found |\n|---|---|---|\n" + "\n".join(lines)
     if night.verdict.overridden:
         text += f"\n\nOverridden: {night.verdict.overridden}, because: {night.verdict.override_reason}"
     return text
+
+
+def _answer(check: Check) -> str:
+    if not check.passed:
+        return "**refused**"
+    return "passed" if check.enough_evidence else "not enough evidence"
 
 
 def _costs(night: Night) -> str:

@@ -62,7 +62,9 @@ def test_who_has_their_own_row_knows_their_likes_and_who_has_anothers_does_not()
     user_UD = torch.from_numpy(np.stack([2.0 * taste_U - 1.0, np.ones(ROWS)], axis=1)).float()
     well = knows_own_likes(user_UD, item_ID, liked, EVERYBODY, seed=0)
     assert well.min() > 0.55
-    expected = 30 / 52 + 22 / 52 / 2  # of what is not their own 30 are of the other taste and 22 of theirs, which is no better
+    expected = (
+        30 / 52 + 22 / 52 / 2
+    )  # of what is not their own 30 are of the other taste and 22 of theirs, which is no better
     assert well.mean() == pytest.approx(expected, abs=0.01)
     flipped = knows_own_likes(-user_UD, item_ID, liked, EVERYBODY, seed=0)
     assert flipped.max() < 0.45

@@ -18,9 +18,9 @@ from models.selection import NO_ITEM
 from tasks.config import EvaluateConfig, NightlyConfig, RecommendConfig
 from tasks.contracts import Evaluation, Fitted, Graph, Measured, ModelScore, Run, Tables, TierScore
 from tasks.evaluate.allowed import read_segments
-from tasks.evaluate.gate import check_popularity
 from tasks.evaluate.judging import evaluate_fit
 from tasks.evaluate.measuring import _recall_among
+from tasks.evaluate.quality import check_popularity
 from tasks.evaluate.task import evaluate, warn_of_tiers
 from tasks.evaluate.tiers import _shortened
 from tasks.report.markdown import tiers_in_words

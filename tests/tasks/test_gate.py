@@ -14,7 +14,8 @@ from tasks.config import GateConfig, RecommendConfig
 from tasks.contracts import Evaluation, Measured, ModelScore, Part, Recommendations, Verdict
 from tasks.errors import GateRefused
 from tasks.evaluate.allowed import Known
-from tasks.evaluate.gate import check_popularity, judge_night, refuse_unless_passed
+from tasks.evaluate.gate import judge_night, refuse_unless_passed
+from tasks.evaluate.quality import check_popularity
 
 USERS = ["ann", "bob", "cy", "dan"]  # dan has met everything but two items
 ITEMS = ["a", "b", "c", "d", "e"]
