@@ -57,9 +57,9 @@ def _check_tables(graph: Graph, served: dict[str, Tensor]) -> Iterator[Check]:
             gate=f"model: {kind} differ",
             passed=_is_healthy(health, width),
             detail=(
-                f"effective rank {health.effective_rank:.1f} of {width} (at least {least_rank(width):.1f}), mean "
-                f"cosine {health.mean_cosine:.3f} (at most {MEAN_COSINE_AT_MOST}), {health.zero_share:.1%} zeros (at most "
-                f"{ZERO_SHARE_AT_MOST:.0%}) in {len(rows):,} rows"
+                f"effective rank {health.effective_rank:.1f} of {width} (at least {least_rank(width):.1f}), "
+                f"mean cosine {health.mean_cosine:.3f} (at most {MEAN_COSINE_AT_MOST}), {health.zero_share:.1%} zeros "
+                f"(at most {ZERO_SHARE_AT_MOST:.0%}) in {len(rows):,} rows"
             ),
         )
 
