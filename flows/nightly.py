@@ -9,7 +9,7 @@ from tasks.contracts import Published
 from tasks.evaluate.task import check_gate, evaluate, judge
 from tasks.graph.task import build_graph
 from tasks.ingest.task import ingest, open_run, read_tables
-from tasks.publish.task import already_published, publish
+from tasks.publish.task import already_published, compare_with_live, publish
 from tasks.recommend.task import recommend
 from tasks.report.task import report, report_failure, report_unchanged
 from tasks.run import clear_work_folder, hold_work_folder
@@ -20,7 +20,7 @@ from tasks.train.task import train
 def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, force: bool = False) -> Published:
     """Raw events in, published recommendations out.
 
-    ingest -> build_graph -> train -> evaluate -> recommend -> judge -> publish
+    ingest -> build_graph -> train -> evaluate -> recommend -> compare_with_live -> judge -> publish
 
     Every stage writes into the run's work folder and returns a small Ref; a rerun of a failed night skips finished
     stages. Readers see nothing until publish moves LATEST, and then all of it.
@@ -42,12 +42,13 @@ def nightly(config: NightlyConfig = NightlyConfig(), as_of: date | None = None, 
         fitted = train(run, graph)  # two fits: one on the train part, to judge; one on everything, to serve
         evaluation = evaluate(run, graph, fitted, tables)
         recommendations = recommend(run, graph, fitted, tables)
-        verdict = judge(run, graph, fitted, tables, evaluation, recommendations)
+        diff = compare_with_live(run, recommendations)
+        verdict = judge(run, graph, fitted, tables, evaluation, recommendations, diff)
         published = None
         try:
             check_gate(verdict)  # GateRefused: the live recommendations stay
             published = publish(run, fitted, evaluation, recommendations, verdict)
         finally:
-            report(run, interactions, graph, fitted, evaluation, recommendations, verdict, published, tables)
+            report(run, interactions, graph, fitted, evaluation, recommendations, verdict, published, tables, diff)
         clear_work_folder(run)
         return published

@@ -32,6 +32,11 @@ def _as_list(value: object) -> object:
     return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
 
 
+def _as_names(value: object) -> object:
+    """Likewise; none is no name."""
+    return () if value == "none" else _as_list(value)
+
+
 _ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _EventType = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Weight = Annotated[float, Field(ge=0.0, le=1e6)]
@@ -442,9 +447,20 @@ class GateConfig(_Settings):
         description="A rival that is ahead of LightGCN beyond noise is said first thing. warn: LightGCN is published "
         "all the same, unless it is below popularity. refuse: nothing is.",
     )
-    override: Literal["none", "popularity", "floor", "slices", "rivals"] = Field(
-        "none",
-        description="Publish although this gate refuses. Checks of lists and of the served model cannot be overridden.",
+    overlap_at_least: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="Least share of their list that people keep from the live night, on average. 0: any.",
+    )
+    users_drop_at_most: float = Field(
+        0.5, ge=0.0, le=1.0, description="Share of the live night's people that may be without a list tonight."
+    )
+    override: Annotated[
+        tuple[Literal["popularity", "floor", "slices", "rivals", "change"], ...], BeforeValidator(_as_names)
+    ] = Field(
+        (),
+        description="Publish although these refuse. Checks of lists and of the served model cannot be overridden.",
     )
     override_reason: str = Field(
         "", max_length=500, description="Who overrides, and why. Needed with an override; stands in the manifest."
@@ -452,7 +468,7 @@ class GateConfig(_Settings):
 
     @model_validator(mode="after")
     def _an_override_has_a_reason(self) -> "GateConfig":
-        if self.override != "none" and len(self.override_reason.strip()) < 5:
+        if self.override and len(self.override_reason.strip()) < 5:
             raise ValueError("gate.override needs gate.override_reason: who overrides, and why")
         return self
 

@@ -192,6 +192,9 @@ class Measured:
     high: float
 
 
+FEWEST_USERS = 30  # fewer make no interval that deserves the name
+
+
 @dataclass(frozen=True)
 class ModelScore:
     """One model on one part of the split: all its users, the full catalogue, items seen before left out."""
@@ -251,6 +254,19 @@ class Evaluation:
     # Rival -> metric -> paired difference on test, the rival minus lightgcn.
     rivals_over: dict[str, dict[str, Measured]] = field(default_factory=dict)
 
+    @property
+    def num_test_users(self) -> int:
+        return next(score.num_users for score in self.scores if score.part == "test")
+
+    def rivals_ahead(self, metric: str) -> dict[str, Measured]:
+        """Rivals that are better than the judged fit on test beyond noise, and by how much."""
+        enough = self.num_test_users >= FEWEST_USERS
+        return {
+            model: by_metric[metric]
+            for model, by_metric in self.rivals_over.items()
+            if enough and by_metric[metric].low > 0.0
+        }
+
     def not_above_popular(self, tier: str) -> tuple[TierScore, ...]:
         """What a night says aloud of a tier that the model scores, graph or fold_in."""
         return tuple(score for score in self.tiers if score.tier == tier and not score.beats_popular)
@@ -307,6 +323,34 @@ class Recommendations:
 
 
 @dataclass(frozen=True)
+class MovedItem:
+    item_id: str
+    before: int  # lists that it stood in
+    now: int
+
+
+@dataclass(frozen=True)
+class NightDiff:
+    """Tonight's lists beside those that are live (tasks/publish/difference.py), or why they cannot be compared."""
+
+    as_of: date | None  # of the live night; None: there is none
+    version: int
+    users_before: int
+    users_now: int
+    same_input: bool  # the same events, so that the same lists are no wonder
+    why_not: str = ""  # the live night could not be read
+    users_in_both: int = 0
+    overlap: float = 0.0  # mean over them: items in both lists, of the longer one's
+    overlap_tenths: tuple[int, ...] = ()  # people with an overlap from 0.0, from 0.1, ..., of 1.0
+    identical: int = 0  # people whose list is the same, in its order too
+    other_tier: int = 0  # people whose list begins with another tier
+    items_in: int = 0  # in a list now, and in none before
+    items_out: int = 0
+    gained: tuple[MovedItem, ...] = ()  # in more lists than before, most first
+    lost: tuple[MovedItem, ...] = ()
+
+
+@dataclass(frozen=True)
 class Check:
     gate: str
     passed: bool
@@ -318,7 +362,7 @@ class Check:
 class Verdict:
     passed: bool
     checks: tuple[Check, ...]
-    overridden: str = ""  # the gate that was overridden, if any
+    overridden: str = ""  # the gates that were overridden, if any
     override_reason: str = ""
 
 
@@ -500,3 +544,4 @@ class Night:
     published: Published | None
     costs: tuple[StageCost, ...]
     tables: Tables | None = None  # audits of before there were any have none
+    diff: NightDiff | None = None  # likewise

@@ -23,20 +23,20 @@ def judge_night(
     evaluation: Evaluation,
     recommendations: Recommendations,
     known: Known,
-    of_model: Sequence[Check] = (),
+    others: Sequence[Check] = (),
 ) -> Verdict:
-    """All checks, passed or not. Only those of quality can be overridden, one of them, by name and with a reason."""
+    """All checks, passed or not. Only those of quality can be overridden, by name and with a reason."""
     checks = [
         *check_lists(recommendations, known),
         *check_outputs(recommendations.outputs, known.people["user_id"], known.items["item_id"]),
-        *of_model,
+        *others,
         *check_quality(settings, evaluation),
     ]
-    overridden = settings.override if any(c.gate == settings.override and not c.passed for c in checks) else ""
+    overridden = [check.gate for check in checks if not check.passed and check.gate in settings.override]
     return Verdict(
-        passed=all(check.passed or check.gate == overridden for check in checks),
+        passed=all(check.passed or check.gate in overridden for check in checks),
         checks=tuple(checks),
-        overridden=overridden,
+        overridden=", ".join(overridden),
         override_reason=settings.override_reason if overridden else "",
     )
 
@@ -51,9 +51,8 @@ def refuse_unless_passed(verdict: Verdict) -> None:
         "Nobody is left an item that they have not met and that the rules allow: wait for new items, look at items/ "
         "and the settings of recommend, or recommend what was met long ago with recommend.seen_days."
         if nothing_to_give
-        else f"To publish anyway, run again with gate.override={failed[0].gate!r} and gate.override_reason."
-        if len(failed) == 1 and failed[0].gate in OVERRIDABLE
-        else "Only one check can be overridden at a time: several speak against this night."
+        else f"To publish anyway, run again with gate.override={','.join(one.gate for one in failed)} and "
+        "gate.override_reason."
         if all(check.gate in OVERRIDABLE for check in failed)
         else "Broken lists and a broken model cannot be overridden: this is a fault in the job or in its disk, or the "
         "training went wrong; run again, look at the settings of train, then report it."

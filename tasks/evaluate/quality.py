@@ -7,11 +7,10 @@ An effect is found in 80 of 100 nights where it is 2.8 standard errors large (1.
 """
 
 from tasks.config import GateConfig
-from tasks.contracts import Check, Evaluation, Measured, SliceScore
+from tasks.contracts import FEWEST_USERS, Check, Evaluation, Measured, NightDiff, SliceScore
 from tasks.evaluate.judging import MODEL
 
-OVERRIDABLE = ("popularity", "floor", "slices", "rivals")
-FEWEST_USERS = 30  # fewer make no interval that deserves the name
+OVERRIDABLE = ("popularity", "floor", "slices", "rivals", "change")
 DETECTABLE = 0.1  # of the value that is compared with
 POWER_FACTOR = 2.8 / (2 * 1.96)  # from the width of a 95 % interval to the effect that is found in 80 of 100 nights
 # Popularity lists the head and nothing else, so on the head alone it is no measure.
@@ -25,6 +24,31 @@ def check_quality(settings: GateConfig, evaluation: Evaluation) -> list[Check]:
         _check_slices(settings, evaluation),
         _check_rivals(settings, evaluation),
     ]
+
+
+def check_change(settings: GateConfig, diff: NightDiff) -> Check:
+    """Too much has changed since the live night, or nothing at all although the events are others.
+
+    Both are what a broken input looks like from behind: half the people gone, ids mixed up, or yesterday's lists again.
+    """
+    if diff.as_of is None:
+        return Check("change", True, "this is the first night: there is none to compare with", enough_evidence=False)
+    against = f"against the night of {diff.as_of}, version {diff.version}"
+    if diff.why_not:
+        return Check("change", True, f"{against}: {diff.why_not}", enough_evidence=False)
+    faults = []
+    if diff.users_now < (1.0 - settings.users_drop_at_most) * diff.users_before:
+        faults.append(f"people with a list fell by more than {settings.users_drop_at_most:.0%}")
+    enough = diff.users_in_both >= FEWEST_USERS
+    if enough and not diff.overlap >= settings.overlap_at_least:
+        faults.append(f"lists share less than {settings.overlap_at_least:.0%} with those before, on average")
+    if enough and not diff.same_input and diff.identical == diff.users_in_both:
+        faults.append("not one list changed, although the events are others: these may be the lists of before")
+    found = (
+        f"{against}: {diff.users_now:,} people with a list, {diff.users_before:,} before; of {diff.users_in_both:,} in "
+        f"both the lists share {diff.overlap:.1%}, {diff.identical:,} are the same"
+    )
+    return Check("change", not faults, "; ".join([found, *faults]), enough)
 
 
 def has_evidence(difference: Measured, reference: float, num_users: int) -> bool:
@@ -82,29 +106,16 @@ def _of_popularity(one: SliceScore) -> float:
     return one.recall.mean - one.over_popularity.mean
 
 
-def rivals_ahead(metric: str, evaluation: Evaluation) -> dict[str, Measured]:
-    """Rivals that are better than the judged fit on test beyond noise, and by how much (rival minus fit)."""
-    return {
-        model: by_metric[metric]
-        for model, by_metric in evaluation.rivals_over.items()
-        if by_metric[metric].low > 0.0 and _test_users(evaluation) >= FEWEST_USERS
-    }
-
-
 def _check_rivals(settings: GateConfig, evaluation: Evaluation) -> Check:
     """Never refuses unless gate.rivals says so: a night says it first thing, all the same."""
-    ahead = rivals_ahead(settings.metric, evaluation)
+    ahead = evaluation.rivals_ahead(settings.metric)
     if not ahead:
-        return Check("rivals", True, "no rival is ahead beyond noise", _test_users(evaluation) >= FEWEST_USERS)
+        return Check("rivals", True, "no rival is ahead beyond noise", evaluation.num_test_users >= FEWEST_USERS)
     found = "; ".join(
         f"{model} is ahead by {value.mean:.4f} ({value.low:.4f} to {value.high:.4f})" for model, value in ahead.items()
     )
     return Check(
         "rivals",
         settings.rivals == "warn",
-        f"{found} in {settings.metric}@{evaluation.k}, over {_test_users(evaluation):,} test users",
+        f"{found} in {settings.metric}@{evaluation.k}, over {evaluation.num_test_users:,} test users",
     )
-
-
-def _test_users(evaluation: Evaluation) -> int:
-    return next(score.num_users for score in evaluation.scores if score.part == "test")

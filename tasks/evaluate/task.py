@@ -4,12 +4,12 @@ import logging
 
 from prefect import task
 
-from tasks.contracts import Evaluation, Fitted, Graph, Recommendations, Run, Tables, TierScore, Verdict
+from tasks.contracts import Evaluation, Fitted, Graph, NightDiff, Recommendations, Run, Tables, TierScore, Verdict
 from tasks.errors import is_worth_a_retry
 from tasks.evaluate.allowed import read_known, read_segments
 from tasks.evaluate.gate import judge_night, refuse_unless_passed
 from tasks.evaluate.judging import evaluate_fit
-from tasks.evaluate.quality import rivals_ahead
+from tasks.evaluate.quality import check_change
 from tasks.evaluate.served import check_served
 from tasks.run import finish_stage
 
@@ -52,7 +52,7 @@ def _evaluate(run: Run, graph: Graph, fitted: Fitted, tables: Tables) -> Evaluat
                 score.recall.mean,
                 score.ndcg.mean,
             )
-    for model, value in rivals_ahead(run.config.gate.metric, evaluation).items():
+    for model, value in evaluation.rivals_ahead(run.config.gate.metric).items():
         log.warning(
             "%s is ahead of lightgcn beyond noise: by %.4f (%.4f to %.4f) in %s@%d on test",
             model,
@@ -96,6 +96,7 @@ def judge(
     tables: Tables,
     evaluation: Evaluation,
     recommendations: Recommendations,
+    diff: NightDiff,
 ) -> Verdict:
     """Every check of the gate: on the finished files, on the model that they come from, and on the evaluation."""
     settings = run.config.recommend
@@ -108,7 +109,7 @@ def judge(
             evaluation,
             recommendations,
             read_known(graph.folder, tables, settings, run.as_of),
-            check_served(graph, fitted, recommendations),
+            [*check_served(graph, fitted, recommendations), check_change(run.config.gate, diff)],
         ),
         inputs=(
             evaluation.fingerprint,
@@ -117,6 +118,7 @@ def judge(
             tables.fingerprint,
             run.config.gate,
             settings,
+            repr(diff),
         ),
     )
 

@@ -16,6 +16,7 @@ from tasks.contracts import (
     Fitted,
     LiveLists,
     LiveNight,
+    NightDiff,
     Published,
     Recommendations,
     Retained,
@@ -27,6 +28,7 @@ from tasks.contracts import (
 from tasks.due import sweep
 from tasks.errors import ObjectNotFound, is_worth_a_retry
 from tasks.publish.attempts import new_attempt
+from tasks.publish.difference import compared
 from tasks.publish.manifest import ingest_settings
 from tasks.publish.night import find_published, publish_night
 from tasks.publish.reader import open_latest
@@ -53,6 +55,13 @@ def _attempt(flow_run_and_count: str) -> tuple[datetime, str]:
     """One for all tries of a run, or a retry after a lost answer could not know its own commit, and would add one."""
     now = datetime.now(UTC)
     return now, new_attempt(now)
+
+
+@task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)
+def compare_with_live(run: Run, recommendations: Recommendations) -> NightDiff:
+    """What would change for readers. A live night that cannot be read keeps no night back: readers need a new one."""
+    with measured(run, "compare"):
+        return compared(open_store(run.store_uri), run, recommendations)
 
 
 @task(persist_result=False, result_serializer="json", retry_condition_fn=is_worth_a_retry)

@@ -14,10 +14,27 @@ MODEL_NAMES = {
 
 def to_markdown(night: Night) -> str:
     """What a person reads in the dashboard the next morning."""
-    return "\n\n".join([part(night) for part in (_headline, _where, _rows, _lists, _training, _metrics, _gate, _costs)])
+    return "\n\n".join(
+        [
+            text
+            for part in (_headline, _where, _change, _rows, _lists, _training, _metrics, _gate, _costs)
+            if (text := part(night))
+        ]
+    )
 
 
 def _headline(night: Night) -> str:
+    """Whether readers have it, and, before anything else, whether it was worth a graph."""
+    ahead = night.evaluation.rivals_ahead(night.config.gate.metric) if night.evaluation.rivals_over else {}
+    rivals = "".join(
+        f"\n\n**{MODEL_NAMES[model]} is ahead of LightGCN beyond noise**, by {_interval(value)} in "
+        f"{night.config.gate.metric}@{night.evaluation.k} on test."
+        for model, value in ahead.items()
+    )
+    return _fate(night) + rivals
+
+
+def _fate(night: Night) -> str:
     if night.published is None:
         fate = "**not published**, publishing failed" if night.verdict.passed else "**refused**, nothing was published"
         return f"# Night of {night.as_of}: {fate}"
@@ -38,6 +55,33 @@ def _where(night: Night) -> str:
             f" Beside them: {sum(file.rows for file in output.files):,} rows of {output.name}."
             for output in lists.outputs
         )
+    )
+
+
+def _change(night: Night) -> str:
+    """What is different from the live night of before."""
+    diff = night.diff
+    if diff is None:
+        return ""
+    if diff.as_of is None:
+        return "## Change\n\nThis is the first night: there was none to compare with."
+    against = f"## Change\n\nAgainst the night of {diff.as_of}, version {diff.version}"
+    if diff.why_not:
+        return f"{against}: {diff.why_not}."
+    tenths = " | ".join(f"{count:,}" for count in diff.overlap_tenths)
+    ends = " | ".join([*(f"from {tenth * 10} %" for tenth in range(len(diff.overlap_tenths) - 1)), "all"])
+    moved = [
+        f"| {name} | " + (", ".join(f"`{one.item_id}` {one.before:,} to {one.now:,}" for one in items) or "none") + " |"
+        for name, items in (("in more lists", diff.gained), ("in fewer lists", diff.lost))
+    ]
+    return (
+        f"{against}, which was live: {diff.users_now:,} people with a list, {diff.users_before:,} before. Of "
+        f"{diff.users_in_both:,} in both the lists share {diff.overlap:.1%} of their items on average, "
+        f"{diff.identical:,} are the same, {diff.other_tier:,} begin with another tier. "
+        f"{diff.items_in:,} items came into a list, {diff.items_out:,} went out of all.\n\n| share of a list that stayed | {ends} |\n|---|"
+        + "---:|" * len(diff.overlap_tenths)
+        + f"\n| people | {tenths} |\n\n| items | |\n|---|---|\n"
+        + "\n".join(moved)
     )
 
 

@@ -20,6 +20,7 @@ from tasks.contracts import (
     Graph,
     Interactions,
     Night,
+    NightDiff,
     Published,
     Recommendations,
     Run,
@@ -48,6 +49,7 @@ def report(
     verdict: Verdict,
     published: Published | None,
     tables: Tables,
+    diff: NightDiff,
 ) -> None:
     """A Markdown artifact, and `_meta/audits/DATE/<attempt>.json` with every figure of it.
 
@@ -68,6 +70,7 @@ def report(
             published=published,
             costs=tuple(stage_costs(run)),
             tables=tables,
+            diff=diff,
         )
         _leave_behind(night)
 

@@ -332,7 +332,7 @@ def test_settings_arrive_as_what_they_are() -> None:
     config, as_of = night_settings(parse([*arguments, "gate.override_reason=42"]))
     assert (config.recommend.k, config.evaluate.k, config.train.ranks, as_of) == (7, 20, 2, date(2026, 11, 23))
     assert (config.ingest.like_threshold, config.graph.test_share, config.train.width) == (None, 0.2, 128)
-    assert (config.gate.override, config.gate.override_reason) == ("none", "42")
+    assert (config.gate.override, config.gate.override_reason) == ((), "42")
 
 
 def test_each_content_of_a_ratings_file_has_a_store_of_its_own(tmp_path: Path) -> None:

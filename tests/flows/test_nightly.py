@@ -185,7 +185,7 @@ def test_a_refused_night_leaves_the_live_one_and_a_report(night_place: Path) -> 
         nightly(_blind_to_popularity())
 
     assert "difference -" in str(refused.value)
-    assert "gate.override='popularity'" in str(refused.value)
+    assert "run again with gate.override=popularity" in str(refused.value)
     assert open_latest(str(night_place / "store"), verify=True).manifest.attempt == live.attempt
     audits = list((night_place / "store" / "_meta" / "audits").rglob("*.json"))
     assert len(audits) == 2

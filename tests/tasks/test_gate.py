@@ -24,7 +24,7 @@ LONG_AGO = [("ann", "b"), ("ann", "c")]  # they may come again; b was not liked
 K = 3
 DAY_US = 86_400_000_000
 ANY_ITEM = RecommendConfig(k=K)
-OVERRIDE = GateConfig(override="popularity", override_reason="M. from the shop: wanted for the test week")
+OVERRIDE = GateConfig(override=("popularity",), override_reason="M. from the shop: wanted for the test week")
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ def test_a_fit_clearly_worse_than_popularity_is_refused_with_its_numbers(known: 
         "recall@20 on test is 0.1000, popularity's 0.2000",
         "difference -0.1000, 95 % interval -0.1500 to -0.0500 over 123 users",
         "the live recommendations stay",
-        "gate.override='popularity' and gate.override_reason",
+        "gate.override=popularity and gate.override_reason",
     ):
         assert part in message
     assert not refused.value.worth_a_retry
@@ -393,6 +393,22 @@ def test_an_override_with_a_reason_passes_and_is_recorded(known: Known, tmp_path
     assert [check.gate for check in verdict.checks if not check.passed] == ["popularity"], "it still says so"
 
 
+def test_several_checks_of_quality_are_overridden_by_name_and_one_that_is_not_named_still_refuses(
+    known: Known, tmp_path: Path
+) -> None:
+    floor = GateConfig(at_least=0.9, override_reason="Anna: the catalogue was new", override=("popularity",))
+    low = Measured(-0.1, -0.15, -0.05)
+    below = replace(CLEARLY_WORSE, over_popularity={"recall": low, "ndcg": low})
+    scores = [replace(score, recall=Measured(0.1, 0.05, 0.15)) for score in below.scores]
+    below = replace(below, scores=tuple(scores))
+    with pytest.raises(GateRefused, match=r"gate\.override=popularity,floor and gate\.override_reason"):
+        refuse_unless_passed(judge(GOOD, known, tmp_path, floor, below))
+    both = floor.model_copy(update={"override": ("floor", "popularity")})
+    verdict = judge(GOOD, known, tmp_path, both, below)
+    refuse_unless_passed(verdict)
+    assert verdict.overridden == "popularity, floor"
+
+
 def test_an_override_that_was_not_needed_is_not_recorded(known: Known, tmp_path: Path) -> None:
     verdict = judge(GOOD, known, tmp_path, OVERRIDE, evaluation())
     assert verdict.passed
@@ -402,7 +418,7 @@ def test_an_override_that_was_not_needed_is_not_recorded(known: Known, tmp_path:
 @pytest.mark.parametrize("reason", ["", "    ", "ok"])
 def test_an_override_needs_a_reason(reason: str) -> None:
     with pytest.raises(ValidationError, match="who overrides, and why"):
-        GateConfig(override="popularity", override_reason=reason)
+        GateConfig(override=("popularity",), override_reason=reason)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """What the gate says of a judged fit: better, worse, or that nobody can tell."""
 
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
 
 from models.metrics import bootstrap_interval
 from tasks.config import GateConfig
-from tasks.contracts import Check, Evaluation, Measured, ModelScore, SliceScore
-from tasks.evaluate.quality import DETECTABLE, check_popularity, check_quality, has_evidence, rivals_ahead
+from tasks.contracts import Check, Evaluation, Measured, ModelScore, NightDiff, SliceScore
+from tasks.evaluate.quality import DETECTABLE, check_change, check_popularity, check_quality, has_evidence
 
 USERS = 200
 
@@ -101,7 +102,7 @@ def test_a_slice_that_loses_more_than_is_allowed_is_refused_and_named() -> None:
 
 def test_a_rival_that_is_ahead_is_named_and_whether_it_refuses_is_a_setting() -> None:
     ahead = evaluation(BETTER, rival=Measured(0.02, 0.01, 0.03))
-    assert list(rivals_ahead("recall", ahead)) == ["ease"]
+    assert list(ahead.rivals_ahead("recall")) == ["ease"]
     told = answers(ahead)["rivals"]
     assert told.passed
     assert "ease is ahead by 0.0200 (0.0100 to 0.0300) in recall@20, over 200 test users" in told.detail
@@ -115,3 +116,46 @@ def test_a_rival_that_is_ahead_is_named_and_whether_it_refuses_is_a_setting() ->
 def test_every_question_is_answered_every_night() -> None:
     assert list(answers(evaluation(LEVEL))) == ["popularity", "floor", "slices", "rivals"]
     assert all(check.passed for check in answers(evaluation(replace(LEVEL, mean=0.001))).values())
+
+
+# ---- against the live night
+
+SETTLED = NightDiff(date(2026, 11, 22), 1, 100, 102, False, "", 98, 0.6, (), 10)
+
+
+@pytest.mark.parametrize(
+    ("diff", "fault"),
+    [
+        (SETTLED, ""),
+        (replace(SETTLED, users_now=51), ""),
+        (replace(SETTLED, users_now=49), "people with a list fell by more than 50%"),
+        (replace(SETTLED, overlap=0.1), ""),
+        (replace(SETTLED, overlap=0.09), "lists share less than 10%"),
+        (replace(SETTLED, overlap=float("nan")), "lists share less than 10%"),
+        (replace(SETTLED, overlap=1.0, identical=98), "not one list changed, although the events are others"),
+        (replace(SETTLED, overlap=1.0, identical=98, same_input=True), ""),
+        (replace(SETTLED, overlap=1.0, identical=97), ""),
+    ],
+)
+def test_too_much_change_and_none_at_all_are_both_refused(diff: NightDiff, fault: str) -> None:
+    check = check_change(GateConfig(), diff)
+    assert check.passed == (not fault)
+    assert fault in check.detail
+    assert check.enough_evidence
+
+
+def test_the_first_night_needs_no_other_and_says_so() -> None:
+    check = check_change(GateConfig(), NightDiff(None, 0, 0, 100, False))
+    assert (check.passed, check.enough_evidence) == (True, False)
+    assert "first night" in check.detail
+
+
+def test_a_live_night_that_cannot_be_read_keeps_no_night_back() -> None:
+    check = check_change(GateConfig(), replace(SETTLED, users_in_both=0, why_not="it cannot be read (UploadCorrupt)"))
+    assert (check.passed, check.enough_evidence) == (True, False)
+    assert "UploadCorrupt" in check.detail
+
+
+def test_few_people_in_both_nights_say_little_of_the_others() -> None:
+    check = check_change(GateConfig(), replace(SETTLED, users_in_both=20, overlap=0.0))
+    assert (check.passed, check.enough_evidence) == (True, False)
