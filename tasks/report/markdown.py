@@ -78,7 +78,8 @@ def _change(night: Night) -> str:
         f"{against}, which was live: {diff.users_now:,} people with a list, {diff.users_before:,} before. Of "
         f"{diff.users_in_both:,} in both the lists share {diff.overlap:.1%} of their items on average, "
         f"{diff.identical:,} are the same, {diff.other_tier:,} begin with another tier. "
-        f"{diff.items_in:,} items came into a list, {diff.items_out:,} went out of all.\n\n| share of a list that stayed | {ends} |\n|---|"
+        f"{diff.items_in:,} items came into a list, {diff.items_out:,} went out of all.\n\n"
+        f"| share of a list that stayed | {ends} |\n|---|"
         + "---:|" * len(diff.overlap_tenths)
         + f"\n| people | {tenths} |\n\n| items | |\n|---|---|\n"
         + "\n".join(moved)
