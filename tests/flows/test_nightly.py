@@ -123,7 +123,7 @@ def test_the_report_stands_in_the_dashboard_and_in_the_store(night_place: Path) 
     night = json.loads(audit.read_text())
     assert night["interactions"]["rows_in"] == 240
     assert [cost["stage"] for cost in night["costs"]] == [
-        *("ingest", "tables", "graph", "train", "evaluate", "recommend", "judge", "publish")
+        *("ingest", "tables", "graph", "train", "evaluate", "recommend", "compare", "judge", "publish")
     ]
     assert "user-0" not in text + audit.read_text(), "nobody's id stands in a report"
 
