@@ -372,14 +372,20 @@ def forget_until(uri, count, after, scratch, monkeypatch) -> bool:
     return False
 
 
-def test_a_damaged_file_is_named_is_not_made_whole_and_keeps_nobody_elses_night_back(make_night, tmp_path, scratch):
+@pytest.mark.parametrize("can_be_read", [False, True])
+def test_a_damaged_file_is_named_is_not_made_whole_and_keeps_nobody_elses_night_back(
+    can_be_read, make_night, tmp_path, scratch
+):
     uri, earlier = str(tmp_path / "store"), AS_OF - timedelta(days=1)
     make_night(uri, as_of=earlier).publish()
     published = make_night(uri).publish()
     damaged = Path(published.files[0].removeprefix("file://"))
     content = bytearray(damaged.read_bytes())
     content[50] ^= 1
-    damaged.write_bytes(content)
+    if can_be_read:
+        pl.read_parquet(damaged, hive_partitioning=False).with_columns(pl.col("score") + 1).write_parquet(damaged)
+    else:
+        damaged.write_bytes(content)
     done = forget(uri, 1, scratch=scratch)
     assert done.nights == (earlier,)
     assert list(done.failed) == ["the night of 2026-11-23"]
@@ -395,6 +401,17 @@ def test_a_night_whose_files_are_not_kept_any_more_stays_as_it_is(make_night, tm
         Path(file.removeprefix("file://")).unlink()
     done = forget(uri, 1, scratch=scratch)
     assert (done.nights, done.failed) == ((AS_OF + timedelta(days=1),), {})
+
+
+def test_a_night_of_which_one_file_is_gone_is_named_for_the_others_may_hold_them(make_night, tmp_path, scratch):
+    uri = str(tmp_path / "store")
+    published = make_night(uri).publish()
+    outputs = [file for files in published.outputs.values() for file in files]
+    assert len(published.files) + len(outputs) > 1
+    Path(published.files[0].removeprefix("file://")).unlink()
+    done = forget(uri, 1, scratch=scratch)
+    assert done.nights == ()
+    assert "ObjectNotFound" in done.failed["the night of 2026-11-23"]
 
 
 def test_a_list_of_what_is_due_that_is_damaged_is_named_and_removes_nothing(make_night, tmp_path, scratch):
