@@ -432,7 +432,7 @@ def model(*, small: bool) -> tuple[dict[str, Any], Any]:
 
     rows: dict[str, Any] = {}
     for scenario in SCENARIOS:
-        found = explore(scenario, at_most=2_000 if small else 2_000_000)
+        found = explore(scenario, at_most=2_000 if small else 1_000_000)
         rows[scenario.name] = {"states": found.states, "violation": found.violation}
         print(f"  {scenario.name}: {found.states:,} states {found.violation}", flush=True)
     needed = list(NEEDED)[:1] if small else list(NEEDED)
