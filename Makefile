@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly plan show rollback release repair retention forget forget-sweep compact-registry test test-faults test-faults-input test-faults-publish lint types bench-night bench-recipe bench-training bench-training-best \
+.PHONY: help nightly plan show rollback release repair retention forget forget-sweep compact-registry test test-faults test-faults-input test-faults-publish test-faults-night lint types bench-night bench-recipe bench-training bench-training-best \
   bench-training-growth bench-training-ranks bench-training-kills bench-topk bench-gpu \
   bench-fold-in bench-popular bench-ingest bench-planner bench-warm up down clean
 
@@ -140,7 +140,7 @@ bench-ingest: .venv/dev ## 100 M events beside plain Polars, 200 M, a second nig
 bench-planner: .venv/dev ## what the planner says a night takes, beside what it took; DATA= ROWS=
 	@$(BIN)/python -m benchmarks.planner $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")
 
-test-faults: test-faults-input test-faults-publish ## everything below, an hour or two, and one table of all that was measured
+test-faults: test-faults-input test-faults-publish test-faults-night ## all of these, for some hours, and one table of what was measured
 	@$(BIN)/python -m benchmarks.faults.results
 
 test-faults-input: .venv/dev ## 36 corrupt inputs and thousands of mutated files; MUTATIONS=
@@ -148,6 +148,9 @@ test-faults-input: .venv/dev ## 36 corrupt inputs and thousands of mutated files
 
 test-faults-publish: .venv/dev ## races, lost answers, kills at every request, retention, the model; ONLY="races lost kills ..."
 	@$(BIN)/python -m benchmarks.faults.publish $(if $(ONLY),--only $(ONLY))
+
+test-faults-night: .venv/dev ## a whole night killed before and after each S3 request, and rerun; EVERY=
+	@$(BIN)/python -m benchmarks.faults.night $(if $(EVERY),--every "$(EVERY)")
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -22,7 +22,8 @@ NOTHING_OF = {
     "simulated schedules": ("simulated_violations", "simulated_schedules"),
 }
 
-SUMMED = ("watcher_reads", "watcher_anomalies")  # each part has a watcher of its own
+# Each part has a watcher of its own, and a whole night is killed apart from the acts of publishing.
+SUMMED = ("watcher_reads", "watcher_anomalies", "request_kills_tried", "request_kills_identical")
 
 
 def write_part(part: str, figures: dict[str, Any], details: object) -> None:
@@ -38,7 +39,9 @@ def merge() -> None:
     parts: dict[str, Any] = {}
     for path in sorted(RESULTS.glob("faults-*.json")):
         report = json.loads(path.read_text())
-        summed = {name: figures.get(name, 0) + report["figures"].get(name, 0) for name in SUMMED}
+        summed = {
+            name: figures.get(name, 0) + report["figures"].get(name, 0) for name in SUMMED if name in report["figures"]
+        }
         figures |= report["figures"] | summed
         parts[path.stem.removeprefix("faults-")] = {name: report[name] for name in ("machine", "commit")}
     whole = {"figures": dict(sorted(figures.items())), "parts": parts}
