@@ -29,7 +29,9 @@ NOW = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
 SAID: dict[str, Any] = {"who": "Anna", "reason": "odd", "now": NOW}
 PAST_THE_GRACE = timedelta(hours=49)
 CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["benchmarks.faults.publish", "tasks.store.s3"])
+CHILDREN.set_forkserver_preload(
+    ["benchmarks.faults.acts", "benchmarks.faults.results", "tasks.store.s3", "tests.servers"]
+)
 
 
 def publish(uri: str, *, as_of: date, mark: float, attempt: str = "", run_key: str = "") -> str:

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def tried(place: Place, every: int) -> tuple[dict[str, Any], Any]:
-    NIGHTS.set_forkserver_preload(["tests.bare_night", "benchmarks.faults.publish"])
+    NIGHTS.set_forkserver_preload(["tests.bare_night", "benchmarks.faults.acts", "benchmarks.faults.results"])
     undisturbed = disturbed(place, None)
     requests = undisturbed["requests"]
     print(f"a night has {requests} requests, {undisturbed['seconds']:.0f} s", flush=True)
