@@ -38,7 +38,7 @@ def _fate(night: Night) -> str:
     if night.published is None:
         fate = "**not published**, publishing failed" if night.verdict.passed else "**refused**, nothing was published"
         return f"# Night of {night.as_of}: {fate}"
-    fate = "live" if night.published.is_latest else "published, not live (a newer night is)"
+    fate = "live" if night.published.is_latest else "published, not live (a newer night is, or one that is held)"
     return f"# Night of {night.as_of}: version {night.published.version}, {fate}"
 
 

@@ -100,7 +100,7 @@ def error_panel(error: BaseException) -> Panel:
 
 
 def _fate(published: Published) -> str:
-    return "live" if published.is_latest else "not live: a newer night is"
+    return "live" if published.is_latest else "not live: a newer night is, or one that is held"
 
 
 def _rows_table(night: Night) -> Table:

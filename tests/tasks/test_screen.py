@@ -238,7 +238,7 @@ def test_a_folder_with_brackets_in_its_name_is_shown_as_it_is() -> None:
 def test_an_unchanged_night_says_that_nothing_new_was_published_and_where_the_old_is() -> None:
     text = seen(already_screen(replace(PUBLISHED, is_latest=False), NEXT), width=200)
     assert "was published before as version 3" in text
-    assert "Nothing new was published; that version is not live: a newer night is." in text
+    assert "Nothing new was published; that version is not live: a newer night is, or one that is held." in text
     assert PUBLISHED.latest_uri in text
 
 
