@@ -162,7 +162,7 @@ def lost(*, small: bool) -> tuple[dict[str, Any], Any]:
                 place.proxy.requests.clear()
                 ACTS[act](uri)
             puts = len(place.proxy.conditional_puts())
-            for number in range(2, puts + 1, 4) if small else range(1, puts + 1):
+            for number in range(2, puts + 1, 6) if small else range(1, puts + 1):
                 for fault in FAULTS[:1] if small else FAULTS:
                     rows.append(lose(place, act, number, fault))
         truthful = sum(row["right"] for row in rows)
@@ -254,7 +254,7 @@ def kills(*, small: bool) -> tuple[dict[str, Any], Any]:
         for act in SMALL[1:] if small else ACTS:
             undisturbed = state_after(place, act, None)[0]
             requests = len(place.proxy.requests)
-            for number in range(5, requests + 1, 15) if small else range(1, requests + 1):
+            for number in range(5, requests + 1, 20) if small else range(1, requests + 1):
                 for moment in ("before", "after"):
                     found, told = state_after(place, act, (number, moment))
                     rows.append({"act": act, "request": number, "moment": moment, "told": told,
