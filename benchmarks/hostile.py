@@ -1,6 +1,6 @@
 """Corrupt files and files that chance has changed: what a night says of each.
 
-    make test-faults [MUTATIONS=2000]
+    make test-faults-input [MUTATIONS=2000]
 
 The thirty-six inputs of tests/tasks/hostile_files.py, each through a night's own processes, and so many drawn mutations
 of good files (tests/tasks/mutations.py). Survived: the same rows, an error with a name that names the file, or rows
