@@ -149,8 +149,8 @@ test-faults-input: .venv/dev ## 36 corrupt inputs and thousands of mutated files
 test-faults-publish: .venv/dev ## races, lost answers, kills at every request, retention, the model; ONLY="races lost kills ..."
 	@$(BIN)/python -m benchmarks.faults.publish $(if $(ONLY),--only $(ONLY))
 
-test-faults-night: .venv/dev ## a whole night killed before and after each S3 request, and rerun; EVERY=
-	@$(BIN)/python -m benchmarks.faults.night $(if $(EVERY),--every "$(EVERY)")
+test-faults-night: .venv/dev ## whole nights killed before and after each S3 request, and at drawn moments; EVERY= DRAWN=
+	@$(BIN)/python -m benchmarks.faults.night $(if $(EVERY),--every "$(EVERY)") $(if $(DRAWN),--drawn "$(DRAWN)")
 
 clean: ## remove what nights, servers and checks left (keeps .venv)
 	@rm -rf var .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
