@@ -32,7 +32,7 @@ def s3_server() -> Iterator[str]:
         with mock.patch.dict(os.environ, environment, clear=True):
             yield url
     finally:
-        server.terminate()
+        server.kill()  # asked to end, it may wait for connections that clients keep open
         server.wait(timeout=10)
 
 
