@@ -75,7 +75,8 @@ def test_every_setting_has_a_group_a_line_of_help_a_default_and_bounds(deploymen
                 faults.append(f"{group}.{name} has no default")
             for branch in field.get("anyOf", [field]):
                 has_floor = "minimum" in branch or "exclusiveMinimum" in branch
-                if branch.get("type") in ("integer", "number") and not (has_floor and "maximum" in branch):
+                has_roof = "maximum" in branch or "exclusiveMaximum" in branch
+                if branch.get("type") in ("integer", "number") and not (has_floor and has_roof):
                     faults.append(f"{group}.{name} has no bounds")
     assert faults == []
     assert len(config["properties"]) == 6
