@@ -129,7 +129,8 @@ class IngestConfig(_Settings):
         50_000,
         ge=1,
         le=1_000_000_000,
-        description="Events of a user with more than so many on one day (UTC) are set aside for that day as a bot's.",
+        description="Events of a user with more than so many on one day (UTC) are set aside for that day as a bot's. "
+        "Counted among what is digested together: a day's files of one prefix, or one file where keys carry no day.",
     )
     memory_mib: int = Field(
         3072,

@@ -48,12 +48,13 @@ def theirs_of(registry: Registry) -> Theirs:
 def holds(store: Store, key: str, theirs: Theirs) -> bool:
     """Whether a row of theirs is in there, a Parquet file or the tables to start from. Reads no more than it must.
 
+    Tables from before a compaction may hold anybody, and no night starts from them any more.
     Raises UploadCorrupt where it cannot be read, ObjectNotFound.
     """
     with _naming_damage(store, key), store.open(key) as stream:
         if key.endswith(".safetensors"):
             epoch, rows = read_user_rows(stream)
-            return epoch == theirs.epoch and bool(np.isin(rows, theirs.rows).any())
+            return epoch < theirs.epoch or (epoch == theirs.epoch and bool(np.isin(rows, theirs.rows).any()))
         with pq.ParquetFile(stream, pre_buffer=True) as file:
             columns = [name for name in theirs.by_column if name in file.schema_arrow.names]
             groups = range(file.num_row_groups) if columns else range(0)

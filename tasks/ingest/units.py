@@ -7,21 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from tasks.config import IngestConfig
 from tasks.ingest.rules import settings_of_rules
 from tasks.ingest.sources import day_of
 from tasks.run import PROJECT_ROOT, file_sha256, fingerprint_of
 from tasks.store import StoredObject
 
-# What decides the bytes of a digested unit and of its marker. A change there means that every unit is read again.
+# What decides the bytes of a digested unit and of its marker, and which of its rows are refused. A change there means
+# that every unit is read again, and so does another version of what reads Parquet and text.
 SOURCES = (
+    "models/compiled.py",
     "models/pairs.py",
+    "tasks/ingest/bounds.py",
     "tasks/ingest/digest.py",
+    "tasks/ingest/events.py",
     "tasks/ingest/footers.py",
     "tasks/ingest/inspection.py",
     "tasks/ingest/rules.py",
     "tasks/ingest/scan.py",
     "tasks/ingest/units.py",
+    "tasks/ingest/wanted.py",
 )
 
 
@@ -49,7 +56,8 @@ def units_of(objects: Sequence[StoredObject], settings: IngestConfig, *, epoch: 
         prefix = next((prefix for prefix in settings.prefixes if found.key.startswith(prefix)), "")
         place, one_of = ("files", found.key) if on is None else (f"dt={on}", prefix)
         groups.setdefault((place, one_of), []).append(found)
-    how = fingerprint_of(settings_of_rules(settings), epoch, [file_sha256(PROJECT_ROOT / name) for name in SOURCES])
+    sources = [file_sha256(PROJECT_ROOT / name) for name in SOURCES]
+    how = fingerprint_of(settings_of_rules(settings), epoch, sources, pl.__version__)
     return [
         Unit(fingerprint_of(how, [[f.key, f.num_bytes, f.etag] for f in files])[:16], place, tuple(files))
         for (place, _), files in sorted(groups.items())

@@ -34,7 +34,7 @@ from tasks.publish.rollback import roll_back
 from tasks.registry import open_registry, read_version
 from tasks.run import file_sha256
 from tasks.store import Store
-from tasks.warm import warm_key, without_users
+from tasks.warm import recipe_of, warm_key, without_users
 from tasks.without import Theirs, damaged, fetch, holds, still_holding, theirs_of, write_without
 
 FOLDERS = ("recs", "outputs", "models")
@@ -141,7 +141,7 @@ def _rewrite(
     attempt = new_attempt(now)
     rewriting = _Rewriting(store, standing, attempt, base_version, theirs, scratch)
     manifest = rewriting.new_version(now)
-    if not rewriting.rows:
+    if not rewriting.is_changed:
         return None, 0
     pin(store, standing, by=attempt)  # the files without them stay as they are, and are named once more
     to_committing(store, standing.as_of, attempt, manifest.version)
@@ -169,6 +169,7 @@ class _Rewriting:
     theirs: Theirs
     scratch: Path
     rows: int = 0  # left out so far, of all files together
+    is_changed: bool = False
 
     def new_version(self, now: datetime) -> Manifest:
         parts = []
@@ -219,6 +220,10 @@ class _Rewriting:
             return file
         source, target = self.scratch / "as-it-was.safetensors", self.scratch / "without.safetensors"
         _download(self.store, file, source)
+        recipe = recipe_of(source)
+        if recipe is None or recipe.registry_epoch < self.theirs.epoch:
+            self.is_changed = True  # whose rows these are nobody can tell any more, and no night starts from them
+            return None
         rows = without_users(source, target, self.theirs.rows)
         return self._written(file, warm_key(self.standing.as_of, self.attempt), target, rows)
 
@@ -235,6 +240,7 @@ class _Rewriting:
         )
         upload(self.store, path, written)
         self.rows += rows
+        self.is_changed = True
         return written
 
 

@@ -150,6 +150,19 @@ def test_who_and_what_comes_only_after_the_cut_is_counted_as_cold(rare: pl.DataF
     assert (after.cold_users - before.cold_users, after.cold_items - before.cold_items) == (2, 1)
 
 
+def test_who_and_what_comes_between_the_cuts_alone_is_cold_too(
+    rare: pl.DataFrame, whole: Graph, tmp_path: Path
+) -> None:
+    """Their like is of validation, and no like of theirs is in the test."""
+    assert whole.validation_from_us < whole.test_from_us
+    between = pl.DataFrame(
+        {"user_id": ["new_a"], "item_id": ["new_thing"], "timestamp_us": [whole.test_from_us - 1], "liked": [True]}
+    )
+    after = build_graph_of(pl.concat([rare, met_once(between).select(rare.columns)]), tmp_path / "after")
+    assert after.validation_from_us <= whole.test_from_us - 1 < after.test_from_us
+    assert (after.cold_users - whole.cold_users, after.cold_items - whole.cold_items) == (1, 1)
+
+
 def test_who_is_kept_out_is_folded_in_and_what_is_kept_out_comes_from_the_popular_list_alone(
     rare: pl.DataFrame, tmp_path: Path
 ) -> None:

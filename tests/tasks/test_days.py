@@ -1,5 +1,6 @@
 """Days are digested once: nights to come use what an earlier one left, and a full rebuild gives the same bytes."""
 
+import ast
 import json
 import os
 import shutil
@@ -25,7 +26,9 @@ from tasks.ingest.events import last_event_at
 from tasks.ingest.inspection import inspect_files
 from tasks.ingest.interactions import digest
 from tasks.ingest.sources import pin_inputs
-from tasks.store import LocalStore, StoredObject, open_store
+from tasks.ingest.units import SOURCES, units_of
+from tasks.run import PROJECT_ROOT
+from tasks.store import LocalStore, Store, StoredObject, open_store
 from tests.worlds import pairs_of
 
 SETTINGS = IngestConfig()
@@ -88,7 +91,7 @@ def night(
     return digest_apart(store.uri, pinned, folder, as_of=as_of, settings=settings)
 
 
-def here(store: LocalStore, folder: Path, *, as_of: date = AS_OF, settings: IngestConfig = SETTINGS) -> Interactions:
+def here(store: Store, folder: Path, *, as_of: date = AS_OF, settings: IngestConfig = SETTINGS) -> Interactions:
     """The same in this process, which is quicker."""
     folder.mkdir()
     events = pin_inputs(store, settings)
@@ -232,6 +235,30 @@ def test_a_file_that_was_replaced_a_day_that_grew_and_other_rules_are_read_again
     assert len(set(markers(store)) - known) == DAYS
 
 
+def test_everything_that_decides_what_a_digested_day_holds_is_in_its_name() -> None:
+    """By the imports of what digests: but for who lists the files, and whose contents are in the name otherwise."""
+    needed, to_look_at = set(), ["tasks/ingest/digest.py", "tasks/ingest/units.py"]
+    while to_look_at:
+        path = to_look_at.pop()
+        if path in needed or not path.startswith(("tasks/ingest/", "models/")):
+            continue
+        needed.add(path)
+        for node in ast.walk(ast.parse((PROJECT_ROOT / path).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                to_look_at.append(f"{node.module.replace('.', '/')}.py")
+    assert needed - set(SOURCES) == {"tasks/ingest/sources.py"}
+    assert set(SOURCES) <= needed
+
+
+def test_another_version_of_what_reads_the_files_is_another_name(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = pin_inputs(store, SETTINGS)
+    before = [unit.name for unit in units_of(events, SETTINGS, epoch=0)]
+    monkeypatch.setattr(pl, "__version__", "0.0.1")
+    assert not set(before) & {unit.name for unit in units_of(events, SETTINGS, epoch=0)}
+
+
 def test_nights_of_other_dates_and_windows_share_digested_days(store: LocalStore, tmp_path: Path) -> None:
     here(store, tmp_path / "first")
     before = digested(store)
@@ -276,6 +303,23 @@ def test_a_run_or_a_marker_that_is_gone_or_damaged_is_digested_anew(store: Local
         here(store, tmp_path / f"{name}-again")
         assert digested(store) == left, "and once is enough"
         assert bytes_below(tmp_path / f"{name}-again") == expected
+
+
+def test_a_run_on_s3_that_can_be_read_and_is_another_is_digested_anew(s3_store: str, tmp_path: Path) -> None:
+    """There it is fetched, and held to its SHA-256 on the way."""
+    store = open_store(s3_store)
+    for day in range(2):
+        a_day(day, seed=day).write_parquet(tmp_path / "day.parquet")
+        store.put_once(f"events/dt={FIRST_DAY + timedelta(days=day)}/a.parquet", tmp_path / "day.parquet")
+    here(store, tmp_path / "first")
+    [run] = store.list(f"days/dt={FIRST_DAY}")
+    with store.open(run.key) as stream:
+        pl.read_parquet(stream.read()).with_columns(pl.col("item_row") * 0).write_parquet(tmp_path / "other.parquet")
+    store.remove(run.key, etag=run.etag)
+    store.put_once(run.key, tmp_path / "other.parquet")
+    second = here(store, tmp_path / "second")
+    assert bytes_below(tmp_path / "second") == bytes_below(tmp_path / "first")
+    assert second.units_reused == 1
 
 
 def test_a_damaged_run_needs_the_days_files_and_says_so_where_they_are_unreadable(
@@ -414,7 +458,6 @@ def test_042_and_42_are_two_users_in_every_night(tmp_path: Path) -> None:
 # ---- SIGKILL, then again
 
 KILLED = Path(__file__).with_name("killed_digest.py")
-PROJECT_ROOT = KILLED.parents[2]
 MOMENTS = ("piece-1", "piece-5", "registry", "run-1", "run-2", "unmarked-1", "marker-1", "run-8", "marker", "merged")
 
 

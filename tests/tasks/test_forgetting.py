@@ -120,6 +120,20 @@ def test_a_day_that_a_night_digested_just_before_is_left_out_by_the_night_and_cl
     assert forget(store, "ada", scratch=tmp_path / "scratch").units == 2
 
 
+def test_a_run_that_can_be_read_and_is_another_is_named_and_not_made_whole(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    put(store, "events/dt=2026-11-22/a.parquet", EVENTS, tmp_path)
+    night(store, tmp_path / "before")
+    [run] = store.list("days")
+    path = tmp_path / "store" / run.key
+    pl.read_parquet(path, hive_partitioning=False).with_columns(pl.col("item_row") * 0).write_parquet(path)
+    done = forget(store, "ada", scratch=tmp_path / "scratch")
+    [named] = done.failed.values()
+    assert run.key in named
+    assert "another SHA-256" in named
+    assert (done.units, [stored.key for stored in store.list("days")]) == (0, [run.key])
+
+
 def test_again_changes_nothing(store, tmp_path):
     night(store, tmp_path / "before")
     forget(store, "ada", scratch=tmp_path / "scratch")

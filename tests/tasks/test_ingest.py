@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks import registry
 from tasks.config import IngestConfig, NightlyConfig
 from tasks.contracts import Interactions, Run
 from tasks.errors import (
@@ -766,6 +768,18 @@ def test_the_key_of_a_night_is_its_date_inputs_settings_and_code(store: Any, tmp
     put(store, PLAIN, "events/new.parquet")
     keys.add(plan(store, tmp_path, as_of=AS_OF).run_key)
     assert len(keys) == 5
+
+
+def test_whoever_was_forgotten_and_a_compaction_make_another_key_and_new_ids_do_not(store: Any, tmp_path: Path) -> None:
+    put(store, PLAIN)
+    before = plan(store, tmp_path, as_of=AS_OF).run_key
+    read_night(store, tmp_path)  # numbers everybody
+    assert plan(store, tmp_path, as_of=AS_OF).run_key == before
+    registry.forget(store, "users", pl.Series(["nobody's"]))
+    after = plan(store, tmp_path, as_of=AS_OF).run_key
+    known = registry.open_registry(store)
+    registry.compact(store, known, {kind: np.ones(len(known.ids[kind]), np.bool_) for kind in registry.KINDS})
+    assert len({before, after, plan(store, tmp_path, as_of=AS_OF).run_key}) == 3
 
 
 def test_the_pinned_listing_is_written_down_and_read_back(store: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from flows.plan import main
 from tasks.config import EvaluateConfig, IngestConfig, NightlyConfig, TrainConfig
 from tasks.errors import InputTooLarge
 from tasks.graph import pairs
-from tasks.ingest import planner
+from tasks.ingest import machine, planner
 from tasks.ingest.digest import PIECE_ROWS_AT_MOST
 from tasks.ingest.footers import ColumnHint, column_hint, ids_of_all, union_of
 from tasks.ingest.inspection import EventFile, read_footer
@@ -165,6 +165,15 @@ def test_a_container_s_limit_counts_also_one_of_a_group_around_it(tmp_path: Path
     (tmp_path / "memory/memory.limit_in_bytes").write_text("1073741824\n")
     assert min(memory_limits(own, tmp_path)) == GIB
     assert this_machine(str(tmp_path / "not/there/yet")).disk_bytes > 0
+
+
+def test_a_night_in_a_container_has_what_its_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = this_machine(str(tmp_path)).memory_bytes
+    assert alone > GIB
+    for limits, expected in (([], alone), ([GIB, 2 * GIB], GIB), ([1 << 60], alone)):
+        monkeypatch.setattr(machine, "memory_limits", lambda own, cgroups, limits=limits: iter(limits))
+        assert this_machine(str(tmp_path)).memory_bytes <= expected
+    assert this_machine(str(tmp_path)).memory_bytes == machine.psutil.virtual_memory().total
 
 
 def test_make_plan_prints_each_stage_and_runs_none(

@@ -169,6 +169,18 @@ def test_forgetting_again_changes_nothing_and_still_knows_the_row(local):
     assert again.to_remove == first.to_remove
 
 
+def test_files_of_a_number_that_is_still_to_come_are_not_removed_for_somebody_may_be_writing_them(local):
+    add(local, "a", "b")
+    now = open_registry(local).version.number
+    lost, coming = (f"registry/users/v{number:08d}-of-another.parquet" for number in (now, now + 2))
+    for key in (lost, coming):
+        local.put_once(key, b"")
+    removed = forget(local, "users", users("a")).to_remove  # writes number now + 1
+    assert lost in removed
+    assert coming not in removed
+    assert {stored.key for stored in local.list("registry")} >= set(removed)
+
+
 def test_an_opened_registry_does_not_change_under_its_reader(local):
     opened = add(local, "a", "b")
     forget(local, "users", users("b"))

@@ -33,9 +33,9 @@ AS_OF = date(2026, 11, 23)  # of make_night: users 1 to 3 in one file, 4 to 6 in
 NOW = datetime(2026, 11, 25, 9, tzinfo=UTC)
 
 
-def forget(store_uri, *users, scratch, now=NOW):
+def forget(store_uri, *users, scratch, now=NOW, epoch=0):
     scratch.mkdir(exist_ok=True)
-    theirs = Theirs({"user_id": lambda ids: ids.is_in(users)}, np.array(users, np.int64), epoch=0)
+    theirs = Theirs({"user_id": lambda ids: ids.is_in(users)}, np.array(users, np.int64), epoch=epoch)
     return rewrite_nights(open_store(store_uri), theirs, now=now, scratch=scratch)
 
 
@@ -130,9 +130,22 @@ def test_the_tables_that_the_next_night_starts_from_lose_their_row_too(make_nigh
     assert [stored.key for stored in store.list("models")] == [manifest.warm.key]
 
 
-def test_rows_of_a_registry_before_its_compaction_are_somebody_elses_by_now(make_night, store_uri, tmp_path, scratch):
+def test_tables_from_before_a_compaction_may_hold_anybody_and_go_as_a_whole(make_night, store_uri, tmp_path, scratch):
     with_warm(make_night(store_uri), tmp_path, epoch=1).publish()
-    forget(store_uri, 5, scratch=scratch)
+    forget(store_uri, 99, scratch=scratch, epoch=2)
+    live, store = open_latest(store_uri, verify=True), open_store(store_uri)
+    assert (live.manifest.version, live.manifest.warm) == (2, None)
+    assert live.scan().collect()["user_id"].n_unique() == 6, "the lists have ids, and stay"
+    due.sweep(store, in_use=files_in_use(store), grace=timedelta(0))
+    assert store.list("models") == []
+    assert forget(store_uri, 99, scratch=scratch, epoch=2).nights == (), "and once is enough"
+
+
+def test_tables_of_a_numbering_that_is_newer_than_the_one_known_are_left_alone(
+    make_night, store_uri, tmp_path, scratch
+):
+    with_warm(make_night(store_uri), tmp_path, epoch=1).publish()
+    forget(store_uri, 5, scratch=scratch, epoch=0)
     assert open_latest(store_uri).manifest.warm.rows == 15
 
 

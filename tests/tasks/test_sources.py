@@ -374,6 +374,11 @@ def test_a_newest_day_within_the_bounds_is_a_day(rows: int, store: Any, tmp_path
     assert plan(store, tmp_path).odd_volume == ""
 
 
+def test_days_from_the_nights_own_date_on_are_measured_by_nobody(store: Any, tmp_path: Path) -> None:
+    put_days(store, {**dict.fromkeys(days_before(NIGHT, 12), 100), NIGHT: 1, NIGHT + timedelta(days=2): 9_000})
+    assert plan(store, tmp_path, as_of=NIGHT).odd_volume == ""
+
+
 def test_fewer_than_seven_days_are_no_measure_and_flat_files_are_none(store: Any, tmp_path: Path) -> None:
     put_days(store, {**dict.fromkeys(days_before(NIGHT, 7), 100), date(2026, 11, 22): 1})
     assert plan(store, tmp_path).odd_volume == ""
